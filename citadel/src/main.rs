@@ -1,0 +1,2 @@
+//! The citadel binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! espresso-shop

@@ -1,0 +1,2 @@
+//! The e2e binary.
+fn main() {}

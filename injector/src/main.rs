@@ -1,0 +1,2 @@
+//! The injector binary.
+fn main() {}
