@@ -1,1 +1,7 @@
-//! e2e
+//! End to end: the local node, the demo, the scenarios that judge Crema, and Envoy beside it.
+//!
+//! In: the workspace's binaries and Istio's YAML. Out: verdicts. Kept true: everything here drives the binaries from outside.
+//! Not here: anything a user's mesh needs at run time.
+
+pub mod differential;
+pub mod peers;

@@ -95,7 +95,9 @@ fn no_binary_depends_on_another_and_mesh_depends_only_on_proto() {
     for (name, dir) in &members {
         let manifest = fs::read_to_string(root().join(dir).join("Cargo.toml")).expect("a member's manifest");
         for line in manifest.lines() {
-            let Some(dep) = line.split(['.', ' ']).next().filter(|d| members.contains_key(*d)) else { continue };
+            let Some(dep) = line.split(['.', ' ']).next().filter(|d| members.contains_key(*d)) else {
+                continue;
+            };
             let (from, to) = (rank(dir), rank(&members[dep]));
             let fine = to < from || (from == to && (from == 1 || from == 3));
             assert!(fine, "{name} ({dir}) may not use {dep} ({})", members[dep]);
@@ -124,7 +126,8 @@ fn members() -> BTreeMap<String, String> {
 fn paths_named_in_the_docs_exist() {
     let mut missing = Vec::new();
     let docs = fs::read_dir(root().join("docs")).expect("docs/");
-    let pages = docs.map(|d| d.expect("an entry").path()).filter(|p| p.extension().is_some_and(|e| e == "md"));
+    let pages =
+        docs.map(|d| d.expect("an entry").path()).filter(|p| p.extension().is_some_and(|e| e == "md"));
     for page in pages.chain([root().join("README.md")]) {
         let text = fs::read_to_string(&page).expect("a page");
         let base = page.parent().expect("a page lies in a directory");
@@ -155,8 +158,18 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
 /// A path of this repository: begins with one of its directories and has no placeholder in it.
 fn looks_like_a_path(code: &str) -> bool {
     const TOPS: [&str; 12] = [
-        "proto/", "mesh/", "proxy/", "pilot/", "citadel/", "mixer/", "injector/", "deploy/", "e2e/", "docs/",
-        ".ci/", ".cargo/",
+        "proto/",
+        "mesh/",
+        "proxy/",
+        "pilot/",
+        "citadel/",
+        "mixer/",
+        "injector/",
+        "deploy/",
+        "e2e/",
+        "docs/",
+        ".ci/",
+        ".cargo/",
     ];
     let plain = code.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
     plain && TOPS.iter().any(|top| code.starts_with(top))
