@@ -1,2 +1,90 @@
-//! The shop binary.
-fn main() {}
+//! One binary, one subcommand per service: what an image of the shop starts.
+//!
+//! In: flags or environment. Out: a server that ends on SIGTERM. Kept true: the same name in flag and environment.
+//! Not here: the services themselves (library).
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand};
+use espresso_shop::{catalog, client::Client, echo, reviews, serve, versioned, web};
+
+/// The Espresso Shop's services, for trying out a mesh.
+#[derive(Parser)]
+#[command(version, about)]
+struct Command {
+    #[command(subcommand)]
+    service: Service,
+}
+
+#[derive(Subcommand)]
+enum Service {
+    /// The shop's pages. Asks the product catalog and the reviews.
+    Web {
+        #[command(flatten)]
+        common: Common,
+        /// Where the product catalog answers.
+        #[arg(
+            long,
+            env = "ProductCatalogUrl",
+            default_value = "http://espresso-shop-product-catalog-svc:8091"
+        )]
+        product_catalog_url: String,
+        /// Where the reviews answer.
+        #[arg(long, env = "ReviewsUrl", default_value = "http://espresso-shop-reviews-svc:8092")]
+        reviews_url: String,
+        /// HTTP proxy for calls to both, e.g. a sidecar: `http://127.0.0.1:15080`. Direct when empty.
+        #[arg(long, env = "HTTP_PROXY", default_value = "")]
+        http_proxy: String,
+    },
+    /// The six products, as JSON.
+    ProductCatalog {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What guests say, as JSON. Version v2 knows stars.
+    Reviews {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Answers with what it received; the query can ask it to wait or to fail.
+    Echo {
+        #[command(flatten)]
+        common: Common,
+        /// Status of every answer that the query does not decide.
+        #[arg(long, env = "ECHO_STATUS", default_value_t = 200)]
+        status: u16,
+    },
+}
+
+#[derive(Args)]
+struct Common {
+    /// Address to listen on.
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:80")]
+    listen: SocketAddr,
+    /// Version that this copy says it is.
+    #[arg(long, env = "SERVICE_VERSION")]
+    service_version: Option<String>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Command::parse().service {
+        Service::Web { common, product_catalog_url, reviews_url, http_proxy } => {
+            let client = Client::new(&http_proxy)?;
+            let shop = web::Shop::new(client, &product_catalog_url, &reviews_url)?;
+            serve(common.listen, versioned(web::router(shop), common.service_version.as_deref())).await
+        }
+        Service::ProductCatalog { common } => {
+            let version = common.service_version;
+            serve(common.listen, versioned(catalog::router(version.clone()), version.as_deref())).await
+        }
+        Service::Reviews { common } => {
+            let version = common.service_version.unwrap_or_else(|| "v1".to_owned());
+            serve(common.listen, versioned(reviews::router(&version), Some(&version))).await
+        }
+        Service::Echo { common, status } => {
+            let version = common.service_version;
+            serve(common.listen, versioned(echo::router(version.clone(), status), version.as_deref())).await
+        }
+    }
+}
