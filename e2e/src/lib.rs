@@ -4,4 +4,5 @@
 //! Not here: anything a user's mesh needs at run time.
 
 pub mod differential;
+pub mod load;
 pub mod peers;
