@@ -4,12 +4,14 @@
 //! Kept true: webhook and filter run the same pure function ([`pod::inject`]). Not here: what the proxy does once it is there.
 
 pub mod annotations;
+pub mod command;
 pub mod decide;
 pub mod file;
 pub mod overlay;
 pub mod patch;
 pub mod pod;
 pub mod probes;
+pub mod serve;
 pub mod settings;
 pub mod template;
 pub mod webhook;
