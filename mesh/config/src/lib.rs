@@ -8,8 +8,12 @@ pub mod diagnostic;
 pub mod duration;
 pub mod kinds;
 pub mod object;
+pub mod parse;
 pub mod resource;
 pub mod snapshot;
+pub mod source;
+pub mod validate;
+pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use duration::GoDuration;

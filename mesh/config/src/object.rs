@@ -5,6 +5,7 @@
 //! Not here: which kinds there are (`resource`), their bodies (`kinds`).
 
 use crate::resource::Kind;
+use crate::yaml::Lines;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -73,6 +74,19 @@ pub struct ObjectKey {
     pub name: Arc<str>,
 }
 
+impl ObjectKey {
+    /// The key of an object of this kind with this metadata.
+    pub fn of(kind: Kind, meta: &Meta) -> Self {
+        Self {
+            kind,
+            group: meta.gvk.group.clone(),
+            kind_name: meta.gvk.kind.clone(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+        }
+    }
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace.is_empty() {
@@ -130,6 +144,33 @@ pub struct Meta {
     pub age: Age,
     /// Where it was read.
     pub origin: Origin,
+    /// Lines of its fields, for findings; empty for objects without a text.
+    #[serde(skip)]
+    pub(crate) lines: Arc<Lines>,
+}
+
+impl Meta {
+    /// Metadata of an object without labels, as old as can be said of one that has no timestamp.
+    pub fn new(gvk: Gvk, namespace: &str, name: &str) -> Self {
+        Self {
+            gvk,
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: None,
+            resource_version: None,
+            generation: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            age: Age::default(),
+            origin: Origin::new("", 0),
+            lines: Arc::default(),
+        }
+    }
+
+    /// Where a field was read: its own line if known, else that of the object.
+    pub fn field_origin(&self, field: &str) -> Origin {
+        Origin { file: self.origin.file.clone(), line: self.lines.find(field).unwrap_or(self.origin.line) }
+    }
 }
 
 /// One object: metadata and its typed body.

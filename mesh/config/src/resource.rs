@@ -116,14 +116,7 @@ for_each_kind!(declare);
 impl Resource {
     /// The key that names this object.
     pub fn key(&self) -> ObjectKey {
-        let meta = self.meta();
-        ObjectKey {
-            kind: self.kind(),
-            group: meta.gvk.group.clone(),
-            kind_name: meta.gvk.kind.clone(),
-            namespace: meta.namespace.clone(),
-            name: meta.name.clone(),
-        }
+        ObjectKey::of(self.kind(), self.meta())
     }
 }
 

@@ -8,10 +8,15 @@ use crate::diagnostic::Diagnostic;
 use crate::kinds::{self, MeshConfig, MixerObject};
 use crate::object::{Object, ObjectKey};
 use crate::resource::{Kind, Resource, for_each_kind};
+use crate::source::Store;
+use crate::source::files::{list_by_age, read};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 type ByName<T> = BTreeMap<Arc<str>, Arc<Object<T>>>;
 
@@ -201,4 +206,68 @@ impl Snapshot {
     pub fn root_namespace(&self) -> &str {
         &self.mesh.root_namespace
     }
+}
+
+impl Snapshot {
+    /// The configuration in one text, in diagnostics called `test.yaml`.
+    pub fn from_yaml(text: &str) -> Snapshot {
+        Self::from_texts(&[("test.yaml", text)])
+    }
+
+    /// The configuration in several texts, each with the name diagnostics call it by. Of the same object in
+    /// several texts the last is in force.
+    pub fn from_texts(texts: &[(&str, &str)]) -> Snapshot {
+        let mut store = Store::new();
+        for (rank, (file, text)) in texts.iter().enumerate() {
+            store.set_file(file, rank_time(rank), text);
+        }
+        Self::of(store)
+    }
+
+    /// The configuration in files and directories, read once. Of the same object in several files the last is in
+    /// force; within a directory the order is that of modification, then of paths.
+    ///
+    /// # Errors
+    /// When a path given cannot be opened; the message names it. What is wrong inside is in [`Snapshot::diagnostics`].
+    pub fn load(paths: &[PathBuf]) -> io::Result<Snapshot> {
+        let mut files = Vec::new();
+        for path in paths {
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+            if std::fs::metadata(path).map_err(named)?.is_dir() {
+                files.extend(list_by_age(path).map_err(named)?);
+            } else {
+                files.push(path.clone());
+            }
+        }
+        let mut store = Store::new();
+        for (rank, path) in files.iter().enumerate() {
+            let name = path.to_string_lossy();
+            match read(path) {
+                Ok(text) => store.set_file(&name, rank_time(rank), &text),
+                Err(why) => store.set_unreadable(&name, &why),
+            }
+        }
+        Ok(Self::of(store))
+    }
+
+    fn of(mut store: Store) -> Snapshot {
+        store.set_synced();
+        store.publish();
+        let snapshot = store.reader().now();
+        drop(store);
+        Arc::unwrap_or_clone(snapshot)
+    }
+
+    /// All findings: those of reading, then those between objects. The latter are worked out on the first call.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let between = self.judged.get_or_init(|| Arc::new(crate::validate::set(self)));
+        let mut all: Vec<_> = self.reported.iter().chain(between.iter()).cloned().collect();
+        all.sort_by(|a, b| (&a.origin, &a.field, &a.why).cmp(&(&b.origin, &b.field, &b.why)));
+        all
+    }
+}
+
+/// A moment for the `rank`th text, so that later ones win.
+fn rank_time(rank: usize) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(rank).unwrap_or(u64::MAX >> 8))
 }

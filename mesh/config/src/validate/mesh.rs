@@ -1,0 +1,55 @@
+//! Mesh config: YAML inside a ConfigMap.
+//!
+//! In: ConfigMap `istio` of the root namespace. Out: [`MeshConfig`] and findings.
+//! Kept true: lines of findings are those of the file that holds the ConfigMap, as far as it is a block text.
+//! Not here: defaults (`kinds::mesh`).
+
+use crate::diagnostic::Diagnostic;
+use crate::kinds::{MESH_CONFIG_KEY, MeshConfig};
+use crate::object::{Object, ObjectKey, Origin};
+use crate::resource::Kind;
+use crate::yaml;
+use k8s_openapi::api::core::v1::ConfigMap;
+
+/// Reads mesh config out of its ConfigMap. With an error among the findings the config is the default one.
+pub fn mesh_config(map: &Object<ConfigMap>) -> (MeshConfig, Vec<Diagnostic>) {
+    let text = map.spec.data.as_ref().and_then(|data| data.get(MESH_CONFIG_KEY));
+    let mut findings = Vec::new();
+    let Some(text) = text else { return (MeshConfig::default(), findings) };
+    let field = format!("data.{MESH_CONFIG_KEY}");
+    let key = ObjectKey::of(Kind::ConfigMap, &map.meta);
+    let at = |line: u32| {
+        // A block text begins on the line after its key, where its value is said to stand.
+        let start = map.meta.field_origin(&field);
+        if start.line == 0 { start } else { Origin { line: start.line.saturating_add(line), ..start } }
+    };
+    let documents = yaml::split(text);
+    let Some(document) = documents.first() else { return (MeshConfig::default(), findings) };
+    let node = match yaml::parse(document) {
+        Ok(node) => node,
+        Err(e) => {
+            findings.push(Diagnostic::error(at(e.line), Some(key), &field, e.to_string()));
+            return (MeshConfig::default(), findings);
+        }
+    };
+    let lines = node.lines();
+    let typed = crate::parse::typed::<MeshConfig>("", node.to_json());
+    let inner = |path: &str| format!("{field}: {path}");
+    for path in typed.unknown {
+        let origin = at(lines.find(&path).unwrap_or(0));
+        findings.push(Diagnostic::warning(
+            origin,
+            Some(key.clone()),
+            &inner(&path),
+            crate::parse::UNKNOWN_FIELD,
+        ));
+    }
+    match typed.body {
+        Ok(mesh) => (mesh, findings),
+        Err((path, why)) => {
+            let origin = at(lines.find(&path).unwrap_or(0));
+            findings.push(Diagnostic::error(origin, Some(key), &inner(&path), why));
+            (MeshConfig::default(), findings)
+        }
+    }
+}
