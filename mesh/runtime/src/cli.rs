@@ -89,6 +89,10 @@ pub struct CaClientArgs {
         help_heading = "Identity"
     )]
     pub root_cert_file: PathBuf,
+    /// Name that the certificate authority's own certificate must carry: a SPIFFE identity or a DNS name
+    /// [default: spiffe://TRUST_DOMAIN/ns/istio-system/sa/citadel]
+    #[arg(long, env = "CA_SAN", value_name = "NAME", help_heading = "Identity")]
+    pub ca_san: Option<String>,
     /// Trust domain of this mesh, the host part of its SPIFFE identities
     #[arg(
         long,

@@ -1,0 +1,222 @@
+//! The accepting side of gRPC: listener → handshake in a task of its own → stream for `serve_with_incoming`.
+//!
+//! In: a TCP listener, server settings, limits. Out: [`Incoming`], whose streams carry [`ConnInfo`].
+//! Kept true: accept errors and failed or slow handshakes never end the stream nor hold up others.
+//! Not here: what the server does with the peer's identity.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use mesh_runtime::{drain::Watch, listen};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::{
+    store::CertStore,
+    tls::{Peer, ServerTls},
+};
+
+/// How much a listener takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Handshakes at the same time; further connections wait in the kernel's queue.
+    pub handshakes: usize,
+    /// Connections at the same time; further ones wait likewise.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    /// 256 handshakes, 16,384 connections.
+    fn default() -> Self {
+        Self { handshakes: 256, connections: 16_384 }
+    }
+}
+
+/// Who is at the other end of a connection: `request.extensions().get::<ConnInfo>()` in a tonic service.
+#[derive(Clone, Debug)]
+pub struct ConnInfo {
+    /// Address of the client.
+    pub remote: SocketAddr,
+    /// Address it connected to.
+    pub local: SocketAddr,
+    /// The verified client; `None` on plaintext ports and for clients without a certificate.
+    pub peer: Option<Peer>,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Io {
+    stream: Stream,
+    info: ConnInfo,
+    _slot: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connected for Io {
+    type ConnectInfo = ConnInfo;
+
+    fn connect_info(&self) -> ConnInfo {
+        self.info.clone()
+    }
+}
+
+/// Ready connections; ends when the drain starts.
+#[derive(Debug)]
+pub struct Incoming {
+    ready: mpsc::Receiver<Io>,
+}
+
+impl futures::Stream for Incoming {
+    type Item = Result<Io, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.ready.poll_recv(cx).map(|io| io.map(Ok))
+    }
+}
+
+/// TLS connections with the certificates of `store`. While there is no certificate, clients are turned away.
+///
+/// Spawns the accept loop, which ends with the drain or when the stream is dropped.
+pub fn incoming(
+    listener: TcpListener,
+    store: CertStore,
+    tls: ServerTls,
+    limits: Limits,
+    drain: Watch,
+) -> Incoming {
+    start(listener, Some((store, tls)), limits, drain)
+}
+
+/// Plaintext connections.
+pub fn incoming_plain(listener: TcpListener, limits: Limits, drain: Watch) -> Incoming {
+    start(listener, None, limits, drain)
+}
+
+fn start(
+    listener: TcpListener,
+    tls: Option<(CertStore, ServerTls)>,
+    limits: Limits,
+    drain: Watch,
+) -> Incoming {
+    let (tx, ready) = mpsc::channel(64);
+    let tls = tls.map(Arc::new);
+    tokio::spawn(async move {
+        let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+        let connections = Arc::new(Semaphore::new(limits.connections));
+        loop {
+            let next = async {
+                let slot = connections.clone().acquire_owned().await.expect("this semaphore is never closed");
+                let handshake =
+                    handshakes.clone().acquire_owned().await.expect("this semaphore is never closed");
+                let (stream, remote) = listen::accept(&listener).await;
+                (slot, handshake, stream, remote)
+            };
+            let (slot, handshake, stream, remote) = tokio::select! {
+                biased;
+                () = drain.signaled() => return,
+                () = tx.closed() => return,
+                next = next => next,
+            };
+            let (tx, tls) = (tx.clone(), tls.clone());
+            tokio::spawn(async move {
+                match establish(stream, remote, tls.as_deref(), slot).await {
+                    Ok(io) => {
+                        drop(handshake);
+                        let _ = tx.send(io).await;
+                    }
+                    Err(error) => tracing::debug!(%remote, error, "connection refused"),
+                }
+            });
+        }
+    });
+    Incoming { ready }
+}
+
+async fn establish(
+    stream: TcpStream,
+    remote: SocketAddr,
+    tls: Option<&(CertStore, ServerTls)>,
+    slot: OwnedSemaphorePermit,
+) -> Result<Io, String> {
+    let local = stream.local_addr().map_err(|e| e.to_string())?;
+    let (stream, peer, tls) = match tls {
+        None => (Stream::Plain(stream), None, false),
+        Some((store, tls)) => {
+            let accepted = store.accept(tls, stream).await.map_err(|e| e.to_string())?;
+            (Stream::Tls(Box::new(accepted.stream)), accepted.peer, true)
+        }
+    };
+    Ok(Io { stream, info: ConnInfo { remote, local, peer, tls }, _slot: slot })
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Stream::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Stream::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Stream::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(io) => io.is_write_vectored(),
+            Stream::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(io) => Pin::new(io).poll_flush(cx),
+            Stream::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Stream::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
