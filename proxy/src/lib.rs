@@ -1,1 +1,6 @@
-//! proxy
+//! The data plane: Crema's sidecar and gateway proxy.
+//! In: connections of applications and peers, configuration over xDS. Out: their requests, routed, secured and told of.
+//! Kept true: arrows go down, `listen` to `codec`; a request sees one configuration snapshot.
+//! Not here: where configuration comes from (`pilot`), certificates' issuer (`citadel`).
+
+pub mod codec;
