@@ -132,6 +132,14 @@ impl Credentials {
         Ok(Self { certified: Arc::new(certified), key, facts })
     }
 
+    /// Without the check that key and leaf fit: certificates that rustls cannot read, for tests of refusals.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) fn unmatched(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Self {
+        let facts = LeafFacts::of("test certificate", &chain[0]).expect("X.509");
+        let signing = provider().key_provider.load_private_key(key.der().clone_key()).expect("a key");
+        Self { certified: Arc::new(CertifiedKey::new(chain, signing)), key, facts }
+    }
+
     /// From PEM texts.
     ///
     /// # Errors

@@ -27,5 +27,18 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// What a failed call says, on one line: the message, and below it the reason of a lost connection.
+pub fn reason(status: &tonic::Status) -> String {
+    let message = status.message();
+    let sources = status.source().map(causes).unwrap_or_default();
+    match (message.is_empty(), sources.is_empty() || sources.contains(message)) {
+        (true, _) => format!("{:?} {sources}", status.code()),
+        (false, true) if sources.is_empty() => message.to_owned(),
+        (false, true) => sources,
+        (false, false) if sources == "transport error" || message.contains(&sources) => message.to_owned(),
+        (false, false) => format!("{message}: {sources}"),
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -193,7 +193,7 @@ where
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
         .await
         .map_err(|_| TlsError::Deadline)?
-        .map_err(TlsError::Handshake)?;
+        .map_err(TlsError::of_handshake)?;
     let connection = stream.get_ref().1;
     let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
     let peer = if domains.is_empty() {

@@ -71,6 +71,25 @@ pub enum TlsError {
     Peer(#[from] BadPeer),
 }
 
+impl TlsError {
+    /// rustls wraps our own verdict three times, and prints it badly.
+    fn of_handshake(error: io::Error) -> Self {
+        let verdict = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).and_then(|e| match e {
+            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => {
+                other.0.downcast_ref::<BadPeer>().cloned()
+            }
+            _ => None,
+        });
+        match verdict {
+            Some(bad) => Self::Peer(bad),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::Handshake(io::Error::new(error.kind(), "the peer closed the connection"))
+            }
+            None => Self::Handshake(error),
+        }
+    }
+}
+
 /// The one crypto provider.
 pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =

@@ -132,7 +132,7 @@ where
     let stream = tokio::time::timeout(deadline, handshake)
         .await
         .map_err(|_| TlsError::Deadline)?
-        .map_err(TlsError::Handshake)?;
+        .map_err(TlsError::of_handshake)?;
     let connection = stream.get_ref().1;
     let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
     let sni = connection.server_name().map(str::to_owned);

@@ -243,7 +243,9 @@ pub(super) fn chain_verifier(
 fn chain_reason(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(why) => match why {
-            CertificateError::UnknownIssuer => "it leads to no root of this mesh".into(),
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "it leads to no root of this mesh".into()
+            }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired".into(),
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "it is not valid yet".into()

@@ -13,7 +13,7 @@ use istio_auth::{IstioCertificateRequest, istio_certificate_service_client::Isti
 use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
 
 use super::{SignError, Signer};
-use crate::grpc::{ChannelOptions, ServerCheck, Target, causes, channel};
+use crate::grpc::{ChannelOptions, ServerCheck, Target, channel, reason};
 
 /// How long one request may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,16 +80,7 @@ impl Signer for CaClient {
 fn from_status(status: &Status) -> SignError {
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
-            let mut text = status.message().to_owned();
-            if let Some(source) = std::error::Error::source(status) {
-                let reason = causes(source);
-                text = if text.is_empty() || reason.contains(&text) {
-                    reason
-                } else {
-                    format!("{text}: {reason}")
-                };
-            }
-            SignError::Unreachable(text)
+            SignError::Unreachable(reason(status))
         }
         code => SignError::Refused(format!("{} ({code:?})", status.message())),
     }
