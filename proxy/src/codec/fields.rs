@@ -260,11 +260,13 @@ impl Fields {
     }
 
     fn add_value(&mut self, value: &[u8]) -> Span {
-        let value = value.trim_ascii();
-        let span = self.add_text(value);
-        let at = span.start();
-        for byte in &mut self.added[at..] {
-            if (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f {
+        let is_blank =
+            |byte: &u8| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f || matches!(byte, b' ' | b'\t');
+        let lead = value.iter().take_while(|byte| is_blank(byte)).count();
+        let tail = value[lead..].iter().rev().take_while(|byte| is_blank(byte)).count();
+        let span = self.add_text(&value[lead..value.len() - tail]);
+        for byte in &mut self.added[span.start()..] {
+            if is_blank(byte) && *byte != b'\t' {
                 *byte = b' ';
             }
         }
