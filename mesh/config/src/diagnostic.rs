@@ -12,7 +12,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The object (or document) is refused; what was accepted under its name before stays in force.
+    /// What is written cannot be done. A document that is wrong by itself is refused, and what was accepted under
+    /// its name before stays in force; of an object that refers to nothing, the rest stays in force.
     Error,
     /// The object is in force, but a part of it does not do what its author may expect.
     Warning,
@@ -23,7 +24,7 @@ pub enum Severity {
 /// `{}` shows `file:line: VirtualService ns/name: spec.http[0].route: why`; `{:#}` puts the severity in front.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Diagnostic {
-    /// Whether the object was refused.
+    /// How bad it is.
     pub severity: Severity,
     /// File and line of the field if known, else of the document.
     #[serde(flatten)]
@@ -37,7 +38,7 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// An error: the object is refused.
+    /// An error: what is written cannot be done.
     pub fn error(origin: Origin, object: Option<ObjectKey>, field: &str, why: impl Into<String>) -> Self {
         Self { severity: Severity::Error, origin, object, field: field.to_owned(), why: one_line(why.into()) }
     }
@@ -47,7 +48,7 @@ impl Diagnostic {
         Self { severity: Severity::Warning, ..Self::error(origin, object, field, why) }
     }
 
-    /// Whether this finding refuses its object.
+    /// Whether this is an error.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }

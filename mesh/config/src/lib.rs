@@ -6,6 +6,7 @@
 
 pub mod diagnostic;
 pub mod duration;
+pub mod hosts;
 pub mod kinds;
 pub mod object;
 pub mod parse;

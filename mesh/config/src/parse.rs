@@ -166,7 +166,10 @@ fn read_object(file: &Arc<str>, line: u32, node: &Node, gvk: Gvk, out: &mut Pars
     let Some(name) = name.and_then(Node::as_str).filter(|n| !n.is_empty()) else {
         out.unreadable = true;
         let at = Origin { line: node.get("metadata").map_or(line, Node::line), ..origin };
-        let why = format!("a {} needs a name in text: write metadata.name", gvk.kind);
+        let why = match name.and_then(Node::as_str) {
+            None if name.is_some() => format!("the name of a {} must be text: put it in quotes", gvk.kind),
+            _ => format!("a {} needs a name: write metadata.name", gvk.kind),
+        };
         out.diagnostics.push(Diagnostic::error(at, None, "metadata.name", why));
         return;
     };

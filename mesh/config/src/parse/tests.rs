@@ -4,6 +4,8 @@ use super::*;
 
 const VS: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r}\nspec:\n  hosts: [r]\n  http:\n";
 
+const ROUTE: &str = "  - route: [{destination: {host: r}}]\n";
+
 fn said(text: &str) -> Vec<String> {
     parse_text("f.yaml", text).diagnostics.iter().map(|d| format!("{d:#}")).collect()
 }
@@ -36,16 +38,16 @@ fn every_mistake_has_its_line_object_field_and_fix() {
         (VS.replace("  http:\n", "  http: {route: []}\n"), vec![
             "error: f.yaml:6: VirtualService default/r: spec.http: wrong type: a mapping, expected a list: start its items with a dash",
         ]),
-        (VS.replace("{name: r}", "{name: r, labels: {v: 1}}"), vec![
+        (vs(ROUTE).replace("{name: r}", "{name: r, labels: {v: 1}}"), vec![
             "error: f.yaml:3: VirtualService default/r: metadata.labels.v: wrong type: integer `1`, expected a string: put it in quotes",
         ]),
         (VS.replace("name: r", "nam: r"), vec![
-            "error: f.yaml:3: metadata.name: a VirtualService needs a name in text: write metadata.name",
+            "error: f.yaml:3: metadata.name: a VirtualService needs a name: write metadata.name",
         ]),
-        (VS.replace("name: r", "name: My_Route"), vec![
+        (VS.replace("name: r", "name: My_Route").replace("  http:\n", "  http: [{route: [{destination: {host: r}}]}]\n"), vec![
             "error: f.yaml:3: VirtualService default/My_Route: metadata.name: not a name kubernetes takes: use lower-case letters, digits, '-' and '.'",
         ]),
-        (VS.replace("networking.istio.io/v1\n", "networking.istio.io/v2\n"), vec![
+        (vs(ROUTE).replace("networking.istio.io/v1\n", "networking.istio.io/v2\n"), vec![
             "error: f.yaml:1: VirtualService default/r: apiVersion: networking.istio.io/v2 has no kind VirtualService: write networking.istio.io/v1",
         ]),
         ("kind: Gateway\nmetadata: {name: g}\n".into(), vec![
@@ -86,10 +88,7 @@ fn every_mistake_has_its_line_object_field_and_fix() {
 
 #[test]
 fn one_bad_document_spoils_no_other() {
-    let text = format!(
-        "{VS}  - route: [{{destination: {{host: r}}}}]\n---\na: [\n---\n{}",
-        VS.replace("name: r", "name: s")
-    );
+    let text = format!("{VS}{ROUTE}---\na: [\n---\n{}", VS.replace("name: r", "name: s") + ROUTE);
     let parsed = parse_text("f.yaml", &text);
     let names: Vec<_> = parsed.resources.iter().map(|r| r.meta().name.to_string()).collect();
     assert_eq!(names, ["r", "s"]);

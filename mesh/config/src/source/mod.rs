@@ -11,3 +11,6 @@ mod store;
 
 pub use dir::{DirOptions, watch_dir};
 pub use store::{Reader, Store};
+
+#[cfg(test)]
+mod tests;

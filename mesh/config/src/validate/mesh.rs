@@ -19,9 +19,13 @@ pub fn mesh_config(map: &Object<ConfigMap>) -> (MeshConfig, Vec<Diagnostic>) {
     let field = format!("data.{MESH_CONFIG_KEY}");
     let key = ObjectKey::of(Kind::ConfigMap, &map.meta);
     let at = |line: u32| {
-        // A block text begins on the line after its key, where its value is said to stand.
+        // The value stands where its text begins: on the first line of a block, or beside its key.
         let start = map.meta.field_origin(&field);
-        if start.line == 0 { start } else { Origin { line: start.line.saturating_add(line), ..start } }
+        if start.line == 0 {
+            start
+        } else {
+            Origin { line: start.line.saturating_add(line.saturating_sub(1)), ..start }
+        }
     };
     let documents = yaml::split(text);
     let Some(document) = documents.first() else { return (MeshConfig::default(), findings) };
