@@ -4,6 +4,11 @@
 //! Not here: anything a user's mesh needs at run time.
 
 pub mod backends;
+pub mod demo;
 pub mod differential;
+pub mod http;
 pub mod load;
+pub mod node;
 pub mod peers;
+pub mod scenarios;
+pub mod up;

@@ -1,2 +1,63 @@
-//! The e2e binary.
-fn main() {}
+//! The e2e binary: the demo, and a mesh to play with.
+//!
+//! In: a verb. Out: an exit code that says whether everything held. Kept true: nothing it started outlives it.
+//! Not here: anything else (library).
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use e2e::{
+    demo::{self, DemoArgs},
+    node::process,
+    up::{self, UpArgs},
+};
+
+/// Crema on this machine: no root, no containers, no Kubernetes.
+#[derive(Debug, Parser)]
+#[command(name = "e2e", version)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Play the whole talk, step by step, with a verdict for each.
+    Demo(DemoArgs),
+    /// Run the Espresso Shop in a mesh until Ctrl-C.
+    Up(UpArgs),
+    /// First stage of a child process (used by the other verbs).
+    #[command(hide = true)]
+    ExecChild {
+        /// Process that must still be the parent.
+        #[arg(long)]
+        parent: u32,
+        /// Program and arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let verb = Command::parse().verb;
+    if let Verb::ExecChild { parent, command } = verb {
+        let (program, args) = command.split_first().ok_or_else(|| anyhow::anyhow!("no program"))?;
+        process::exec_child(parent, &PathBuf::from(program), args)?;
+        return Ok(ExitCode::FAILURE);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Demo(args) => {
+                let mut signals = mesh_runtime::shutdown::Signals::new()?;
+                tokio::select! {
+                    all = demo::play(args) => Ok(if all? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+                    // Children die with this process.
+                    cause = signals.recv() => anyhow::bail!("{cause}"),
+                }
+            }
+            Verb::Up(args) => up::up(args).await.map(|()| ExitCode::SUCCESS),
+            Verb::ExecChild { .. } => Ok(ExitCode::FAILURE),
+        }
+    })
+}
