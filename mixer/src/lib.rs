@@ -4,5 +4,16 @@
 //! own protocol. Kept true: a dead backend slows nobody else, and what is lost is counted.
 //! Not here: reading configuration objects (`mesh-config`), identity and TLS (`mesh-identity`).
 
+pub mod adapters;
 pub mod attributes;
+pub mod config;
+pub mod core;
+pub mod dispatch;
+pub mod eval;
+pub mod ingest;
+pub mod join;
 pub mod lang;
+pub mod recorder;
+pub mod series;
+pub mod serve;
+pub mod workload;

@@ -1,2 +1,48 @@
-//! The mixer binary.
-fn main() {}
+//! The `mixer` binary: `serve` and `eval`.
+//!
+//! In: the command line. Out: a running mixer, or one expression's value.
+//! Kept true: exit code 2 for an expression that cannot be evaluated. Not here: anything else (the library).
+
+use std::process::ExitCode;
+
+use mixer::{
+    eval::{self, EvalArgs},
+    serve::{self, ServeArgs},
+};
+
+/// Takes reports from proxies, decides policy, and hands telemetry to adapters.
+#[derive(clap::Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Serve proxies, and fan out to the configured handlers.
+    Serve(Box<ServeArgs>),
+    /// Evaluate one expression of the rule language: prints its type, value and references as JSON.
+    Eval(EvalArgs),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli: Cli = mesh_runtime::cli::parse();
+    match cli.verb {
+        Verb::Serve(args) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(serve::run(*args))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Eval(args) => Ok(match eval::eval(&args) {
+            Ok(json) => {
+                println!("{json}");
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::from(2)
+            }
+        }),
+    }
+}

@@ -23,7 +23,9 @@ impl AttributeId {
 
 macro_rules! builtin {
     ($($variant:ident = $name:literal: $kind:ident,)*) => {
-        /// The attributes of Istio 1.1's manifests `istioproxy` and `kubernetes`.
+        /// The attributes of Istio 1.1's manifests `istioproxy` and `kubernetes`, and a few of Crema's own:
+        /// `{source,destination}.cluster.id`, `{request,response}.messages`, `source.port`, `route.name`,
+        /// `response.code_details`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u16)]
         #[allow(missing_docs, reason = "each is named after its attribute")]
@@ -61,6 +63,7 @@ builtin! {
     ContextReporterUid = "context.reporter.uid": String,
     ContextTime = "context.time": Timestamp,
     ContextTimestamp = "context.timestamp": Timestamp,
+    DestinationClusterId = "destination.cluster.id": String,
     DestinationContainerName = "destination.container.name": String,
     DestinationIp = "destination.ip": IpAddress,
     DestinationLabels = "destination.labels": StringMap,
@@ -94,6 +97,7 @@ builtin! {
     RequestHeaders = "request.headers": StringMap,
     RequestHost = "request.host": String,
     RequestId = "request.id": String,
+    RequestMessages = "request.messages": Int64,
     RequestMethod = "request.method": String,
     RequestPath = "request.path": String,
     RequestQueryParams = "request.query_params": StringMap,
@@ -106,19 +110,24 @@ builtin! {
     RequestUrlPath = "request.url_path": String,
     RequestUseragent = "request.useragent": String,
     ResponseCode = "response.code": Int64,
+    ResponseCodeDetails = "response.code_details": String,
     ResponseDuration = "response.duration": Duration,
     ResponseGrpcMessage = "response.grpc_message": String,
     ResponseGrpcStatus = "response.grpc_status": String,
     ResponseHeaders = "response.headers": StringMap,
+    ResponseMessages = "response.messages": Int64,
     ResponseSize = "response.size": Int64,
     ResponseTime = "response.time": Timestamp,
     ResponseTotalSize = "response.total_size": Int64,
+    RouteName = "route.name": String,
+    SourceClusterId = "source.cluster.id": String,
     SourceIp = "source.ip": IpAddress,
     SourceLabels = "source.labels": StringMap,
     SourceMetadata = "source.metadata": StringMap,
     SourceName = "source.name": String,
     SourceNamespace = "source.namespace": String,
     SourceOwner = "source.owner": String,
+    SourcePort = "source.port": Int64,
     SourcePrincipal = "source.principal": String,
     SourceServiceAccount = "source.serviceAccount": String,
     SourceServices = "source.services": String,
