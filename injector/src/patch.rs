@@ -93,11 +93,11 @@ pub(crate) mod tests {
                 ("remove", Value::Object(map)) => drop(map.shift_remove(&last).expect("it was there")),
                 (_, Value::Object(map)) => drop(map.insert(last, step["value"].clone())),
                 ("add", Value::Array(list)) => {
-                    list.insert(last.parse().expect("an index"), step["value"].clone())
+                    list.insert(last.parse().expect("an index"), step["value"].clone());
                 }
                 ("remove", Value::Array(list)) => drop(list.remove(last.parse().expect("an index"))),
                 (_, Value::Array(list)) => {
-                    list[last.parse::<usize>().expect("an index")] = step["value"].clone()
+                    list[last.parse::<usize>().expect("an index")] = step["value"].clone();
                 }
                 other => panic!("{other:?}"),
             }

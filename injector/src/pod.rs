@@ -93,7 +93,7 @@ pub fn inject(
             let known = templates.names().collect::<Vec<_>>().join(", ");
             return Err(InjectError::Template { name: name.clone(), known });
         };
-        apply(&mut pod, filled, own.as_ref(), &wishes, &mut added)?;
+        apply(&mut pod, &filled, own.as_ref(), &wishes, &mut added)?;
     }
     metadata(&mut pod, "annotations").insert(STATUS.to_owned(), json!(added.status(settings)));
     Ok(Outcome::Injected { pod, warnings: wishes.warnings })
@@ -256,7 +256,7 @@ fn extra_env(config: &mut Map<String, Value>, settings: &Settings) -> Vec<Value>
 
 fn apply(
     pod: &mut Value,
-    filled: Value,
+    filled: &Value,
     own: Option<&Map<String, Value>>,
     wishes: &Wishes,
     added: &mut Added,

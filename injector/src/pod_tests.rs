@@ -55,7 +55,8 @@ fn env(pod: &Value, name: &str) -> Option<String> {
 #[test]
 fn the_proxy_is_a_native_sidecar_or_the_last_container_and_captures_or_not() {
     let settings = Settings::default();
-    let cases: [(&[(&str, &str)], &[&str], &[&str]); 5] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+    let cases: [Case<'_>; 5] = [
         (&[], &["istio-init", "istio-proxy", "migrate"], &["app"]),
         (&[("sidecar.istio.io/interceptionMode", "NONE")], &["istio-proxy", "migrate"], &["app"]),
         (&[("sidecar.istio.io/nativeSidecar", "false")], &["migrate", "istio-init"], &["app", "istio-proxy"]),

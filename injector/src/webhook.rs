@@ -148,7 +148,7 @@ mod tests {
         Webhook { settings: Settings::default(), templates: Templates::default() }
     }
 
-    fn review(kind: &str, object: Value) -> Value {
+    fn review(kind: &str, object: &Value) -> Value {
         json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
             "uid": "u-1", "kind": { "group": "", "version": "v1", "kind": kind }, "namespace": "shop", "operation": "CREATE", "object": object,
         } })
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_patch_gives_what_the_filter_on_files_gives() {
-        let answer = answer(&webhook(), &review("Pod", pod())).expect("a review");
+        let answer = answer(&webhook(), &review("Pod", &pod())).expect("a review");
         assert_eq!(
             (&answer["response"]["uid"], &answer["response"]["allowed"]),
             (&json!("u-1"), &json!(true))
@@ -179,7 +179,7 @@ mod tests {
     fn a_wish_that_cannot_be_honoured_refuses_the_pod_with_the_reason() {
         let mut bad = pod();
         bad["metadata"]["annotations"] = json!({ "traffic.sidecar.istio.io/excludeInboundPorts": "http" });
-        let answer = answer(&webhook(), &review("Pod", bad)).expect("a review");
+        let answer = answer(&webhook(), &review("Pod", &bad)).expect("a review");
         assert_eq!(answer["response"]["allowed"], false);
         assert!(
             answer["response"]["status"]["message"].as_str().expect("text").contains("excludeInboundPorts")
@@ -193,10 +193,10 @@ mod tests {
         let done = inject(&pod(), &owner(&pod(), "shop"), &Settings::default(), &Templates::default());
         let Ok(Outcome::Injected { pod: done, .. }) = done else { panic!("injectable") };
         for review in [
-            review("Service", json!({})),
-            review("Pod", Value::Null),
-            review("Pod", host),
-            review("Pod", done),
+            review("Service", &json!({})),
+            review("Pod", &Value::Null),
+            review("Pod", &host),
+            review("Pod", &done),
         ] {
             let answer = answer(&webhook(), &review).expect("a review");
             assert_eq!(answer["response"], json!({ "uid": "u-1", "allowed": true }));

@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn the_first_n_of_every_m_fail() {
         let wish = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-        let cases: [(&[(&str, &str)], [u16; 5]); 4] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], [u16; 5]);
+        let cases: [Case<'_>; 4] = [
             (&[], [200; 5]),
             (&[("status", "404")], [404; 5]),
             (&[("fail", "2")], [503, 503, 200, 200, 200]),

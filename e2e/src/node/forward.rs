@@ -45,7 +45,7 @@ impl Forwarder {
 
     /// Where new connections go, in turn.
     pub fn set(&self, targets: Vec<SocketAddr>) {
-        self.targets.send_if_modified(|old| std::mem::replace(old, targets.clone()) != targets);
+        self.targets.send_replace(targets);
     }
 }
 

@@ -355,7 +355,8 @@ mod tests {
     fn metrics_are_summed_over_the_labels_that_are_not_asked_for() {
         let text = "# HELP a b\nr_total{v=\"v1\",code=\"200\"} 3\nr_total{v=\"v1\",code=\"500\"} 1 1700\nr_total{v=\"v2\",x=\"} \\\" {\"} 4\nplain 7\n";
         let metrics = Metrics::read(text);
-        let cases: [(&str, &[(&str, &str)], f64); 5] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
+        let cases: [Case<'_>; 5] = [
             ("r_total", &[("v", "v1")], 4.0),
             ("r_total", &[("v", "v1"), ("code", "500")], 1.0),
             ("r_total", &[("v", "v2")], 4.0),
