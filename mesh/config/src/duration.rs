@@ -57,8 +57,11 @@ impl FromStr for GoDuration {
         if rest == "0" {
             return Ok(Self::default());
         }
+        if rest.is_empty() {
+            return Err(bad());
+        }
         let mut nanos: u128 = 0;
-        while !rest.is_empty() || nanos == 0 && rest.is_empty() && text.is_empty() {
+        while !rest.is_empty() {
             let (whole, after) = digits(rest);
             let (fraction, after) = match after.strip_prefix('.') {
                 Some(after) => digits(after),
@@ -87,10 +90,7 @@ impl FromStr for GoDuration {
             }
             rest = after;
         }
-        match u64::try_from(nanos) {
-            Ok(nanos) if !text.is_empty() => Ok(Self(Duration::from_nanos(nanos))),
-            _ => Err(bad()),
-        }
+        u64::try_from(nanos).map(|nanos| Self(Duration::from_nanos(nanos))).map_err(|_| bad())
     }
 }
 
@@ -177,7 +177,9 @@ mod tests {
 
     #[test]
     fn what_go_refuses_is_refused_with_the_form_to_use() {
-        for text in ["", "5", "-1s", "1 s", "s", ".s", "1x", "1s ", "1e3s", "99999999999h", "1m30", "1..5s"] {
+        for text in
+            ["", "+", "5", "-1s", "1 s", "s", ".s", "1x", "1s ", "1e3s", "99999999999h", "1m30", "1..5s"]
+        {
             let err = text.parse::<GoDuration>().expect_err(text).to_string();
             assert!(err.contains("such as \"0.5s\""), "{text}: {err}");
         }

@@ -54,6 +54,13 @@ pub fn parse_text(file: &str, text: &str) -> Parsed {
     read.unwrap_or_else(|e| whole_file(format!("no thread to read it with: {e}")))
 }
 
+/// Reads one object that came as JSON, e.g. from an API server. `source` names it in diagnostics.
+pub fn parse_json(source: &str, value: &Value) -> Parsed {
+    let mut out = Parsed::default();
+    read_node(&source.into(), 0, &Node::from_json(value), None, &mut out);
+    out
+}
+
 fn read_document(file: &Arc<str>, document: &Document<'_>, out: &mut Parsed) {
     match yaml::parse_here(document) {
         Ok(node) if node.is_null() => {}
@@ -136,7 +143,15 @@ impl Draft<'_> {
         for field in typed.unknown {
             self.warn(&field, UNKNOWN_FIELD);
         }
-        typed.body.map_err(|(field, why)| self.error(&field, why)).ok()
+        let secret = self.key.kind == Kind::Secret;
+        typed
+            .body
+            .map_err(|(field, why)| match secret {
+                // A message may quote the value, and this one must not be seen.
+                true => self.error(&field, "wrong type: expected base64 text (stringData takes plain text)"),
+                false => self.error(&field, why),
+            })
+            .ok()
     }
 }
 
@@ -338,7 +353,11 @@ fn report_nulls(draft: &mut Draft<'_>) {
         let key = Some(draft.key.clone());
         if null.item {
             let why = "an empty list item counts as absent: remove the dash or write the item";
-            draft.findings.push(Diagnostic::warning(at, key, &null.path, why));
+            // Leaving out a condition of a policy would let more through than its author meant.
+            draft.findings.push(match is_policy(draft.key.kind) {
+                true => Diagnostic::error(at, key, &null.path, why),
+                false => Diagnostic::warning(at, key, &null.path, why),
+            });
         } else if draft.key.kind == Kind::VirtualService
             && parent.contains(".match[")
             && CONDITIONS.iter().any(|c| parent.ends_with(c))
@@ -347,6 +366,17 @@ fn report_nulls(draft: &mut Draft<'_>) {
             draft.findings.push(Diagnostic::error(at, key, &null.path, why));
         }
     }
+}
+
+fn is_policy(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::AuthorizationPolicy
+            | Kind::RequestAuthentication
+            | Kind::PeerAuthentication
+            | Kind::Policy
+            | Kind::MeshPolicy
+    )
 }
 
 fn ignored_path(part: &str, path: &serde_ignored::Path<'_>) -> String {

@@ -4,7 +4,7 @@
 //! Kept true: absent blocks stay absent, since blocks override each other whole, never field by field.
 //! Not here: lookup and merging of rules (`pilot`), checks (`validate::destination_rule`).
 
-use super::common::WorkloadSelector;
+use super::common::MatchSelector;
 use crate::duration::GoDuration;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ pub struct DestinationRule {
     pub subsets: Vec<Subset>,
     /// Namespaces that see this object: `*`, `.` or names. Empty: the mesh's default (`*`).
     pub export_to: Vec<String>,
-    /// Client workloads it is for; absent: all.
-    pub workload_selector: Option<WorkloadSelector>,
+    /// Client workloads it is for (`matchLabels`, unlike in the older networking kinds); absent: all.
+    pub workload_selector: Option<MatchSelector>,
 }
 
 /// A named group of endpoints.

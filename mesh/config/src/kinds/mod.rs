@@ -15,6 +15,9 @@ pub mod sidecar;
 pub mod telemetry;
 pub mod virtual_service;
 
+#[cfg(test)]
+mod tests;
+
 pub use common::*;
 pub use destination_rule::*;
 pub use gateway::*;

@@ -7,7 +7,7 @@
 use crate::diagnostic::Diagnostic;
 use crate::kinds::{MESH_CONFIG_MAP, ROOT_NAMESPACE};
 use crate::object::{ObjectKey, Origin};
-use crate::parse::{Parsed, parse_text};
+use crate::parse::{Parsed, parse_json, parse_text};
 use crate::resource::Resource;
 use crate::snapshot::Snapshot;
 use crate::validate;
@@ -139,26 +139,49 @@ impl Store {
         self.stale_findings = true;
     }
 
-    /// Takes one object from a source that is no text, e.g. an API server's watch.
+    /// Takes one typed object from a source that is no text.
     ///
     /// Findings about it replace those this source had about the same object; an object with an error is refused.
     pub fn apply(&mut self, source: &str, mut resource: Resource) {
-        let source: Arc<str> = source.into();
-        let key = resource.key();
         if resource.meta().origin.file.is_empty() {
-            resource.meta_mut().origin = Origin::new(source.clone(), 0);
+            resource.meta_mut().origin = Origin::new(source, 0);
         }
         let findings = validate::object(&resource);
         let refused = findings.iter().any(Diagnostic::is_error);
-        self.date(&key, &mut resource);
-        let held = self.sources.entry(source.clone()).or_default();
-        held.findings.retain(|d| d.object.as_ref() != Some(&key));
-        held.findings.extend(findings);
-        self.stale_findings = true;
-        if refused {
-            return;
+        let key = resource.key();
+        self.take_one(source, key, (!refused).then_some(resource), findings);
+    }
+
+    /// Takes one object as JSON from a source that is no text, e.g. an API server's watch. As [`Store::apply`],
+    /// with unknown fields and wrong types reported as well.
+    pub fn apply_json(&mut self, source: &str, value: &serde_json::Value) {
+        let mut parsed = parse_json(source, value);
+        match (parsed.resources.pop(), parsed.refused.pop()) {
+            (Some(resource), _) => self.take_one(source, resource.key(), Some(resource), parsed.diagnostics),
+            (None, Some(key)) => self.take_one(source, key, None, parsed.diagnostics),
+            // Nobody can say which object it is, so nothing can be kept about it.
+            (None, None) => tracing::warn!(source, findings = ?parsed.diagnostics, "object cannot be read"),
         }
-        held.objects.insert(key.clone(), resource);
+    }
+
+    fn take_one(
+        &mut self,
+        source: &str,
+        key: ObjectKey,
+        resource: Option<Resource>,
+        findings: Vec<Diagnostic>,
+    ) {
+        let source: Arc<str> = source.into();
+        let held = self.sources.entry(source.clone()).or_default();
+        let before = held.findings.len();
+        held.findings.retain(|d| d.object.as_ref() != Some(&key));
+        self.stale_findings |= before != held.findings.len() || !findings.is_empty();
+        held.findings.extend(findings);
+        let Some(mut resource) = resource else { return };
+        self.date(&key, &mut resource);
+        if let Some(held) = self.sources.get_mut(&source) {
+            held.objects.insert(key.clone(), resource);
+        }
         let holders = self.holders.entry(key.clone()).or_default();
         holders.insert(source);
         if holders.len() > 1 {
@@ -252,7 +275,7 @@ impl Store {
             for file in self.holders[key].iter().filter(|file| **file != winner) {
                 let Some(loser) = self.sources[file].objects.get(key) else { continue };
                 let why = format!(
-                    "is also in {in_force}, which was modified later and is in force: keep it in one file only"
+                    "is also in {in_force}, which comes later and is in force: keep it in one file only"
                 );
                 all.push(Diagnostic::warning(loser.meta().origin.clone(), Some(key.clone()), "", why));
             }

@@ -69,11 +69,11 @@ fn of_two_files_with_one_object_the_one_modified_last_wins() {
     store.publish();
     let snap = store.reader().now();
     assert_eq!(subset(&snap, "x").as_deref(), Some("v2"));
-    let said: Vec<_> = snap.diagnostics().into_iter().filter(|d| d.why.contains("modified later")).collect();
+    let said: Vec<_> = snap.diagnostics().into_iter().filter(|d| d.why.contains("comes later")).collect();
     assert_eq!(said.len(), 1);
     assert_eq!(
         said[0].to_string(),
-        "all.yaml:1: VirtualService default/x: is also in 80-20.yaml:1, which was modified later and is in force: keep it in one file only"
+        "all.yaml:1: VirtualService default/x: is also in 80-20.yaml:1, which comes later and is in force: keep it in one file only"
     );
     store.set_file("all.yaml", at(3), &vs("x", "v3"));
     store.publish();
@@ -81,7 +81,7 @@ fn of_two_files_with_one_object_the_one_modified_last_wins() {
     store.remove_file("all.yaml");
     store.publish();
     assert_eq!(subset(&store.reader().now(), "x").as_deref(), Some("v2"), "the other comes back");
-    assert!(!store.reader().now().diagnostics().iter().any(|d| d.why.contains("modified later")));
+    assert!(!store.reader().now().diagnostics().iter().any(|d| d.why.contains("comes later")));
     let both = vs("x", "v1") + &vs("x", "v2");
     let snap = Snapshot::from_yaml(&both);
     assert_eq!(subset(&snap, "x").as_deref(), Some("v2"), "in one file the later document wins");

@@ -18,7 +18,7 @@ pub(super) fn destination(to: &Destination, field: &str, f: &mut Findings<'_>) {
             (Some(number), _) => f.port(number, format!("{field}.port.number")),
             (None, Some(_)) => f.legacy(true, format!("{field}.port.name"), "write port.number"),
             (None, None) => {
-                f.error(format!("{field}.port"), "has no number: write port.number or leave port out")
+                f.error(format!("{field}.port"), "has no number: write port.number or leave port out");
             }
         }
     }

@@ -42,10 +42,10 @@ pub(super) fn authorization_policy(policy: &AuthorizationPolicy, f: &mut Finding
     let custom = policy.action == AuthorizationAction::Custom;
     match &policy.provider {
         None if custom => {
-            f.error("spec.provider", "is missing: CUSTOM needs the name of an external authorizer")
+            f.error("spec.provider", "is missing: CUSTOM needs the name of an external authorizer");
         }
         Some(p) if custom && p.name.is_empty() => {
-            f.error("spec.provider.name", "is empty: name an external authorizer")
+            f.error("spec.provider.name", "is empty: name an external authorizer");
         }
         Some(_) if !custom => f.error("spec.provider", "belongs to action CUSTOM only: remove it"),
         _ => {}
@@ -132,7 +132,7 @@ fn operation(o: &Operation, field: &str, f: &mut Findings<'_>) {
             match port.parse::<u32>() {
                 Ok(number) => f.port(number, format!("{field}.{part}[{i}]")),
                 Err(_) => {
-                    f.error(format!("{field}.{part}[{i}]"), format!("{port:?} is no port: write a number"))
+                    f.error(format!("{field}.{part}[{i}]"), format!("{port:?} is no port: write a number"));
                 }
             }
         }
@@ -249,7 +249,7 @@ pub(super) fn legacy_policy(policy: &AuthenticationPolicy, f: &mut Findings<'_>)
             f.error("metadata.name", "a MeshPolicy is for the whole mesh and must be called default");
         }
         (Kind::MeshPolicy, false) => {
-            f.error("spec.targets", "a MeshPolicy is for the whole mesh: remove targets")
+            f.error("spec.targets", "a MeshPolicy is for the whole mesh: remove targets");
         }
         (Kind::Policy, true) if !named_default => {
             f.error("spec.targets", "is empty, so this is for the whole namespace and must be called default: rename it or name targets");

@@ -123,6 +123,21 @@ impl Node {
         }
     }
 
+    /// A tree without lines.
+    pub fn from_json(value: &Value) -> Self {
+        let raw = match value {
+            Value::Null => Raw::Null,
+            Value::Bool(b) => Raw::Bool(*b),
+            Value::Number(n) => Raw::Number(n.clone()),
+            Value::String(s) => Raw::Text(s.clone()),
+            Value::Array(items) => Raw::List(items.iter().map(Self::from_json).collect()),
+            Value::Object(map) => {
+                Raw::Map(map.iter().map(|(k, v)| (k.clone(), Self::from_json(v))).collect())
+            }
+        };
+        Self { line: 0, raw }
+    }
+
     /// Line of the file, from 1.
     pub fn line(&self) -> u32 {
         self.line
