@@ -12,6 +12,8 @@ mod limits;
 mod message;
 mod name;
 mod serve;
+#[cfg(test)]
+mod testkit;
 mod timer;
 mod tunnel;
 

@@ -9,6 +9,8 @@ mod encode;
 mod parse;
 mod server;
 mod target;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use client::ClientConn;

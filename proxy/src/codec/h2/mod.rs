@@ -8,6 +8,8 @@ mod client;
 mod convert;
 mod guard;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use body::H2Body;
 pub use client::{ClientConn, Driver};
