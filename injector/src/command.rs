@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::{
     file::inject_text,
     settings::{InterceptionMode, Settings},
-    template::Templates,
+    template::{NAMES, Templates},
     workload::Context,
 };
 
@@ -99,6 +99,7 @@ impl InjectArgs {
 ///
 /// Istio's `istioctl kube-inject` for Crema: `injector inject -f shop.yaml | kubectl apply -f -`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = format!("Names that templates may use: {}.", NAMES.join(", ")))]
 pub struct FileArgs {
     /// File of Kubernetes objects, `-` for standard input; several are put out one after the other
     #[arg(short, long = "filename", alias = "file", value_name = "FILE", required = true)]

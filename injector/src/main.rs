@@ -69,11 +69,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     tokio::spawn(async move { following.follow().await });
     tokio::spawn(admin.serve(watch.clone()));
     let routes = router(Arc::new(Webhook { settings, templates }));
-    tokio::spawn(async move {
-        if let Err(error) = serve_tls(listener, certificate, routes, watch).await {
-            tracing::error!("webhook: {error:#}");
-        }
-    });
+    tokio::spawn(serve_tls(listener, certificate, routes, watch));
     signals.drain_on_signal(trigger, args.common.grace()).await;
     Ok(())
 }

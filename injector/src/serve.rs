@@ -1,29 +1,23 @@
 //! The webhook's HTTPS server, with a certificate from files that may be replaced while it runs.
 //!
 //! In: connections of the API server. Out: the webhook's answers. Kept true: a replaced certificate is used from the next handshake on; a
-//! broken one leaves the last good one in place and is said once. Not here: what is answered (`webhook`).
+//! broken one leaves the last good one in place and is said once. Not here: what is answered (`webhook`), TLS itself (`mesh-identity`).
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use anyhow::Context;
 use axum::Router;
-use mesh_runtime::{drain::Watch, listen};
-use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
+use mesh_identity::{
+    Credentials,
+    tls::{MinTls, server},
 };
+use mesh_runtime::{drain::Watch, listen};
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -40,7 +34,13 @@ pub struct Files {
 #[derive(Debug)]
 pub struct Certificate {
     files: Files,
-    current: RwLock<Arc<CertifiedKey>>,
+    current: RwLock<Loaded>,
+}
+
+#[derive(Debug, Clone)]
+struct Loaded {
+    chain: Vec<Vec<u8>>,
+    config: Arc<ServerConfig>,
 }
 
 impl Certificate {
@@ -49,7 +49,7 @@ impl Certificate {
     /// # Errors
     /// When one cannot be read or is not PEM, or the key is not the certificate's; the error names the file.
     pub fn read(files: Files) -> anyhow::Result<Arc<Self>> {
-        let current = RwLock::new(Arc::new(load(&files)?));
+        let current = RwLock::new(load(&files)?);
         Ok(Arc::new(Self { files, current }))
     }
 
@@ -58,73 +58,84 @@ impl Certificate {
         let mut told = String::new();
         loop {
             tokio::time::sleep(LOOK).await;
-            match load(&self.files) {
-                Ok(fresh) => {
-                    told.clear();
-                    let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-                    if current.cert != fresh.cert {
-                        tracing::info!(file = %self.files.cert.display(), "webhook certificate replaced");
-                        *current = Arc::new(fresh);
-                    }
+            if let Err(error) = self.refresh() {
+                let text = format!("{error:#}");
+                if told != text {
+                    tracing::warn!("keeping the last good webhook certificate: {text}");
+                    told = text;
                 }
-                Err(error) => {
-                    let text = format!("{error:#}");
-                    if told != text {
-                        tracing::warn!("keeping the last good webhook certificate: {text}");
-                        told = text;
-                    }
-                }
+            } else {
+                told.clear();
             }
         }
     }
-}
 
-impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
+    /// Takes over what the files hold now.
+    ///
+    /// # Errors
+    /// As [`Certificate::read`]; what was good before stays.
+    pub fn refresh(&self) -> anyhow::Result<()> {
+        let fresh = load(&self.files)?;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.chain != fresh.chain {
+            tracing::info!(file = %self.files.cert.display(), "webhook certificate replaced");
+            *current = fresh;
+        }
+        Ok(())
+    }
+
+    fn config(&self) -> Arc<ServerConfig> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).config.clone()
     }
 }
 
-fn load(files: &Files) -> anyhow::Result<CertifiedKey> {
-    let name = |path: &Path| path.display().to_string();
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("certificate file {}", name(&files.cert)))?;
-    anyhow::ensure!(!chain.is_empty(), "certificate file {} holds no certificate", name(&files.cert));
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key).with_context(|| format!("key file {}", name(&files.key)))?;
-    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
-        .with_context(|| format!("{} does not fit {}", name(&files.key), name(&files.cert)))
+fn load(files: &Files) -> anyhow::Result<Loaded> {
+    let credentials = Credentials::from_files(&files.cert, &files.key)?;
+    let alpn = [b"h2".to_vec(), b"http/1.1".to_vec()];
+    let config = server::file_config(&credentials, None, &alpn, MinTls::V12)?;
+    Ok(Loaded { chain: credentials.chain().iter().map(|c| c.as_ref().to_vec()).collect(), config })
 }
 
 /// Serves `router` over TLS until the drain.
-///
-/// # Errors
-/// When TLS cannot be set up at all.
-pub async fn serve_tls(
-    listener: TcpListener,
-    certificate: Arc<Certificate>,
-    router: Router,
-    drain: Watch,
-) -> anyhow::Result<()> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+pub async fn serve_tls(listener: TcpListener, certificate: Arc<Certificate>, router: Router, drain: Watch) {
     while let Some((stream, peer)) = drain.until_drain(listen::accept(&listener)).await {
-        let (acceptor, router, drain) = (acceptor.clone(), router.clone(), drain.clone());
+        let (config, router, drain) = (certificate.config(), router.clone(), drain.clone());
         tokio::spawn(async move {
-            let end = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(tls)) => listen::serve_connection(tls, router, drain).await,
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("the handshake took too long".to_owned()),
+            let end = match server::accept(config, &[], stream).await {
+                Ok(accepted) => listen::serve_connection(accepted.stream, router, drain).await,
+                Err(error) => Err(error.to_string()),
             };
             if let Err(error) = end {
                 tracing::debug!(%peer, error, "webhook connection ended");
             }
         });
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(files: &Files, name: &str) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+        std::fs::write(&files.cert, made.cert.pem()).expect("written");
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("written");
+    }
+
+    #[test]
+    fn a_replaced_certificate_is_taken_and_a_broken_one_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = Files { cert: dir.path().join("c"), key: dir.path().join("k") };
+        assert!(Certificate::read(files.clone()).expect_err("missing").to_string().contains("c"));
+        write(&files, "one");
+        let certificate = Certificate::read(files.clone()).expect("good");
+        let chain = || certificate.current.read().expect("unpoisoned").chain.clone();
+        let first = chain();
+        std::fs::write(&files.cert, "nonsense").expect("written");
+        assert!(certificate.refresh().is_err());
+        assert_eq!(chain(), first);
+        write(&files, "two");
+        certificate.refresh().expect("good again");
+        assert_ne!(chain(), first);
+    }
 }
