@@ -28,6 +28,8 @@ pub(crate) fn request(
     let scheme = match parts.uri.scheme_str() {
         Some("http") => Scheme::Http,
         Some("https") => Scheme::Https,
+        // `h2` drops a scheme that it has checked if there is no `:authority` beside it.
+        None if parts.uri.authority().is_none() => wire_scheme,
         _ => return Err(Refusal::bad("scheme is neither http nor https")),
     };
     if limits.strict_scheme && scheme != wire_scheme {
