@@ -201,4 +201,17 @@ mod tests {
             assert_eq!(text.parse(), Ok(d));
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_duration_survives_being_shown(nanos: u64) {
+            let d = GoDuration(Duration::from_nanos(nanos));
+            proptest::prop_assert_eq!(d.to_string().parse(), Ok(d));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC*|[0-9.smhnu+]{0,40}") {
+            drop(text.parse::<GoDuration>());
+        }
+    }
 }

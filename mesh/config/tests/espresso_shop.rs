@@ -23,10 +23,12 @@ const FILES: [&str; 13] = [
     "istio/user-based-routing.yaml",
 ];
 
+type Check = fn(&Path) -> Result<(), Failed>;
+
 fn main() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/espresso-shop");
     let absent = !root.is_dir();
-    let tests: [(&str, fn(&Path) -> Result<(), Failed>); 6] = [
+    let tests: [(&str, Check); 6] = [
         ("every_file_reads_without_an_error", every_file_reads_without_an_error),
         ("fault_and_delay_keep_their_whole_percent", fault_and_delay_keep_their_whole_percent),
         ("the_circuit_breaker_counts_gateway_errors", the_circuit_breaker_counts_gateway_errors),

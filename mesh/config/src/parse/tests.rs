@@ -184,3 +184,36 @@ mod never_panics {
         }
     }
 }
+
+#[test]
+fn a_policy_with_a_hole_is_refused_rather_than_widened() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  rules:\n  - when:\n    -\n    from: [{source: {namespaces: [a]}}]\n";
+    let parsed = parse_text("f", text);
+    assert!(parsed.resources.is_empty());
+    assert_eq!(parsed.refused[0].to_string(), "AuthorizationPolicy default/p");
+}
+
+#[test]
+fn what_a_secret_holds_is_never_said() {
+    for data in ["{a: 's3cret!'}", "{a: 31337}", "[s3cret]"] {
+        let text = format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: s}}\ndata: {data}\n");
+        let said = said(&text).join("\n");
+        assert!(said.contains("Secret default/s"), "{said}");
+        assert!(!said.contains("s3cret") && !said.contains("31337"), "{said}");
+    }
+}
+
+#[test]
+fn an_object_as_json_reads_like_one_in_a_file() {
+    let value = serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "uid": "u"},
+        "spec": {"ports": [{"port": 80}], "bogus": null, "wrong": 1}});
+    let parsed = parse_json("kubernetes", &value);
+    assert_eq!(parsed.resources.len(), 1);
+    let said: Vec<_> = parsed.diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "kubernetes: Service default/s: spec.wrong: unknown field, it has no effect: check its spelling and its place"
+        ]
+    );
+}

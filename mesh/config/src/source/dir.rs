@@ -114,7 +114,7 @@ fn step(state: &mut State) -> std::io::Result<Option<Duration>> {
     for path in &scan.removed {
         store.remove_file(&path.to_string_lossy());
     }
-    if scan.wait.is_none() {
+    if scan.complete {
         store.set_synced();
     }
     store.publish();

@@ -60,6 +60,8 @@ pub(super) struct Scan {
     pub removed: Vec<PathBuf>,
     /// When the next file will have settled, from now.
     pub wait: Option<Duration>,
+    /// Whether every file that is there has been handed out at least once.
+    pub complete: bool,
 }
 
 impl Scanner {
@@ -109,6 +111,7 @@ impl Scanner {
         }
         self.files.retain(|path, _| !scan.removed.contains(path));
         self.files.retain(|_, file| file.stamp.is_some() || file.taken.is_some());
+        scan.complete = self.files.values().all(|file| file.taken.is_some());
         Ok(scan)
     }
 }

@@ -312,3 +312,52 @@ async fn a_directory_is_followed_through_edits_breaks_and_removals() {
     assert!(reader.changed().await.is_none(), "the writer is gone");
     assert_eq!(reader.now().namespaces.len(), 1, "and the last snapshot stays");
 }
+
+mod history {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever happened before, what is in force follows from the files as they are now.
+        #[test]
+        fn leaves_no_trace(steps in prop::collection::vec((0usize..3, prop::option::of(prop::collection::vec((0usize..3, 0u8..3), 0..3))), 1..12)) {
+            let files = ["a.yaml", "b.yaml", "c.yaml"];
+            let objects = ["k", "l", "m"];
+            let mut store = Store::new();
+            let mut now: std::collections::BTreeMap<&str, (SystemTime, String)> = Default::default();
+            for (time, (file, content)) in (1..).zip(steps) {
+                match content {
+                    None => {
+                        store.remove_file(files[file]);
+                        now.remove(files[file]);
+                    }
+                    Some(list) => {
+                        let text: String = list.iter().map(|(o, v)| vs(objects[*o], &format!("v{v}"))).collect();
+                        store.set_file(files[file], at(time), &text);
+                        now.insert(files[file], (at(time), text));
+                    }
+                }
+                let before = store.reader().now();
+                let published = store.publish();
+                prop_assert_eq!(published, !Arc::ptr_eq(&before, &store.reader().now()));
+            }
+            let mut fresh = Store::new();
+            for (file, (modified, text)) in &now {
+                fresh.set_file(file, *modified, text);
+            }
+            fresh.publish();
+            let bare = |store: &Store| -> Vec<_> {
+                let mut all = store.reader().now().resources();
+                for resource in &mut all {
+                    resource.meta_mut().age = Age::default();
+                }
+                all
+            };
+            prop_assert_eq!(bare(&store), bare(&fresh));
+            let said = |store: &Store| store.reader().now().diagnostics().into_iter().filter(|d| !d.why.contains("older")).collect::<Vec<_>>();
+            prop_assert_eq!(said(&store), said(&fresh));
+        }
+    }
+}

@@ -4,6 +4,8 @@
 //! Kept true: lines of findings are those of the file that holds the ConfigMap, as far as it is a block text.
 //! Not here: defaults (`kinds::mesh`).
 
+use super::Findings;
+use super::virtual_service::retry;
 use crate::diagnostic::Diagnostic;
 use crate::kinds::{MESH_CONFIG_KEY, MeshConfig};
 use crate::object::{Object, ObjectKey, Origin};
@@ -48,12 +50,60 @@ pub fn mesh_config(map: &Object<ConfigMap>) -> (MeshConfig, Vec<Diagnostic>) {
             crate::parse::UNKNOWN_FIELD,
         ));
     }
-    match typed.body {
-        Ok(mesh) => (mesh, findings),
-        Err((path, why)) => {
-            let origin = at(lines.find(&path).unwrap_or(0));
-            findings.push(Diagnostic::error(origin, Some(key), &inner(&path), why));
-            (MeshConfig::default(), findings)
+    for path in IGNORED.iter().copied().filter(|path| is_set(&node, path)) {
+        let origin = at(lines.find(path).unwrap_or(0));
+        let why = "a setting of Istio 1.1 that has no effect here: remove it";
+        findings.push(Diagnostic::warning(origin, Some(key.clone()), &inner(path), why));
+    }
+    let (mesh, wrong) = match typed.body {
+        Ok(mesh) => {
+            let wrong = check(&mesh);
+            (mesh, wrong)
+        }
+        Err(wrong) => (MeshConfig::default(), vec![wrong]),
+    };
+    let good = wrong.is_empty();
+    for (path, why) in wrong {
+        let origin = at(lines.find(&path).unwrap_or(0));
+        findings.push(Diagnostic::error(origin, Some(key.clone()), &inner(&path), why));
+    }
+    (if good { mesh } else { MeshConfig::default() }, findings)
+}
+
+/// Settings of Istio 1.1 that mean nothing here.
+const IGNORED: [&str; 9] = [
+    "sdsUdsPath",
+    "sdsRefreshDelay",
+    "authPolicy",
+    "enableClientSidePolicyCheck",
+    "defaultConfig.configPath",
+    "defaultConfig.binaryPath",
+    "defaultConfig.serviceCluster",
+    "defaultConfig.controlPlaneAuthPolicy",
+    "defaultConfig.connectTimeout",
+];
+
+fn is_set(node: &yaml::Node, path: &str) -> bool {
+    path.split('.').try_fold(node, |node, key| node.get(key)).is_some()
+}
+
+/// What the types cannot say: path and reason.
+fn check(mesh: &MeshConfig) -> Vec<(String, String)> {
+    let mut f = Findings::loose();
+    if let Some(retries) = &mesh.default_http_retry_policy {
+        retry(retries, "defaultHttpRetryPolicy", &mut f);
+    }
+    if let Some(share) = mesh.default_config.tracing.as_ref().and_then(|t| t.sampling) {
+        f.percent(share, "defaultConfig.tracing.sampling");
+    }
+    f.at_least_1ms(Some(mesh.connect_timeout), "connectTimeout");
+    if mesh.proxy_http_port != 0 {
+        f.port(mesh.proxy_http_port, "proxyHttpPort");
+    }
+    for (name, text) in [("rootNamespace", &mesh.root_namespace), ("trustDomain", &mesh.trust_domain)] {
+        if text.is_empty() {
+            f.error(name, "is empty: leave it out for the default");
         }
     }
+    f.found.into_iter().filter(Diagnostic::is_error).map(|d| (d.field, d.why)).collect()
 }

@@ -22,7 +22,7 @@ pub use set::{find_mixer, set};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::duration::GoDuration;
 use crate::kinds::{MESH_CONFIG_MAP, ROOT_NAMESPACE};
-use crate::object::{Meta, ObjectKey};
+use crate::object::{Meta, ObjectKey, Origin};
 use crate::resource::{Kind, Resource};
 use std::fmt::Display;
 use std::time::Duration;
@@ -53,19 +53,24 @@ pub fn object(resource: &Resource) -> Vec<Diagnostic> {
 
 /// Findings about one object while it is looked at.
 pub(crate) struct Findings<'a> {
-    meta: &'a Meta,
-    key: ObjectKey,
+    meta: Option<&'a Meta>,
+    key: Option<ObjectKey>,
     found: Vec<Diagnostic>,
 }
 
 impl<'a> Findings<'a> {
     fn of(kind: Kind, meta: &'a Meta) -> Self {
-        Self { meta, key: ObjectKey::of(kind, meta), found: Vec::new() }
+        Self { meta: Some(meta), key: Some(ObjectKey::of(kind, meta)), found: Vec::new() }
+    }
+
+    /// Findings about something inside an object, whose places the caller knows.
+    fn loose() -> Self {
+        Self { meta: None, key: None, found: Vec::new() }
     }
 
     fn add(&mut self, severity: Severity, field: &str, why: String) {
-        let origin = self.meta.field_origin(field);
-        let key = Some(self.key.clone());
+        let origin = self.meta.map_or_else(|| Origin::new("", 0), |meta| meta.field_origin(field));
+        let key = self.key.clone();
         self.found.push(match severity {
             Severity::Error => Diagnostic::error(origin, key, field, why),
             Severity::Warning => Diagnostic::warning(origin, key, field, why),

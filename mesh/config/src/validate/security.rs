@@ -243,7 +243,8 @@ pub(super) fn request_authentication(ra: &RequestAuthentication, f: &mut Finding
 }
 
 pub(super) fn legacy_policy(policy: &AuthenticationPolicy, f: &mut Findings<'_>) {
-    let (kind, named_default) = (f.key.kind, &*f.meta.name == "default");
+    let kind = f.key.as_ref().map_or(Kind::Policy, |key| key.kind);
+    let named_default = f.key.as_ref().is_some_and(|key| &*key.name == "default");
     match (kind, policy.targets.is_empty()) {
         (Kind::MeshPolicy, _) if !named_default => {
             f.error("metadata.name", "a MeshPolicy is for the whole mesh and must be called default");

@@ -568,6 +568,14 @@ fn mesh_config_reads_with_defaults_and_says_where_it_is_wrong() {
                 "error 8 data.mesh: enableTracing: wrong type: string \"maybe\", expected a boolean",
             ),
             (&map("    a: ["), "error "),
+            (
+                &map("    defaultConfig:\n      tracing: {sampling: 101}"),
+                "error 9 data.mesh: defaultConfig.tracing.sampling: 101 is no percentage",
+            ),
+            (
+                &map("    sdsUdsPath: x"),
+                "warning 8 data.mesh: sdsUdsPath: a setting of Istio 1.1 that has no effect",
+            ),
         ],
     );
     assert_eq!(Snapshot::from_yaml("").mesh.trust_domain, "cluster.local");
