@@ -52,6 +52,12 @@ impl Diagnostic {
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
+
+    /// Whether this is about a field, kind or value nobody knows. An unknown field is only a warning, since the rest
+    /// of the object works; `kubectl`'s strict validation refuses it, and commands that validate should fail on it.
+    pub fn is_unknown(&self) -> bool {
+        self.why.starts_with("unknown ")
+    }
 }
 
 fn one_line(text: String) -> String {

@@ -209,6 +209,7 @@ fn an_object_as_json_reads_like_one_in_a_file() {
         "spec": {"ports": [{"port": 80}], "bogus": null, "wrong": 1}});
     let parsed = parse_json("kubernetes", &value);
     assert_eq!(parsed.resources.len(), 1);
+    assert!(parsed.diagnostics[0].is_unknown() && !parsed.diagnostics[0].is_error());
     let said: Vec<_> = parsed.diagnostics.iter().map(ToString::to_string).collect();
     assert_eq!(
         said,

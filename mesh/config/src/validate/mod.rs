@@ -1,6 +1,6 @@
 //! What a configuration means that its types cannot say.
 //!
-//! In: one [`Resource`], or a whole [`Snapshot`]. Out: [`Diagnostic`]s.
+//! In: one [`Resource`], or a whole [`Snapshot`](crate::Snapshot). Out: [`Diagnostic`]s.
 //! Kept true: an error only where the object cannot be meant; dangling references and legacy forms are warnings.
 //! Not here: shapes and unknown fields (`parse`).
 

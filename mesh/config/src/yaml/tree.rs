@@ -74,7 +74,7 @@ fn options() -> Options {
     }
 }
 
-/// Parses one document. Call it under [`with_stack`] for many documents; alone it makes its own stack.
+/// Parses one document, on a stack of its own.
 ///
 /// # Errors
 /// [`SyntaxError`] with the line in the file, if the text is no YAML, repeats a key, or passes the limits.
