@@ -20,7 +20,11 @@ use mesh_runtime::{
 
 use crate::{
     agent::{self, sds::Sds},
-    ca::{Lifetimes, self_signed::SelfSigned, source::Source},
+    ca::{
+        Lifetimes,
+        self_signed::SelfSigned,
+        source::{POLL, Source},
+    },
     caller::{
         TokenVerifier,
         jwks::{Accept, DEFAULT_AUDIENCE, Jwks},
@@ -201,6 +205,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         root_out: args.root_out.clone(),
         tokens,
         per_second: args.rate_per_identity,
+        poll: POLL,
         clock: Arc::new(SystemTime::now),
     })?;
     let admin = Admin::new("citadel", readiness.clone(), metrics.clone(), log)

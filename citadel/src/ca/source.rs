@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use super::{Authority, AuthorityError, plugged, self_signed, self_signed::SelfSigned};
 
-/// How often the files are looked at.
-const POLL: Duration = Duration::from_secs(2);
+/// How often the files are looked at, usually.
+pub const POLL: Duration = Duration::from_secs(2);
 
 /// Where the authority comes from.
 #[derive(Clone, Debug)]
@@ -101,11 +101,11 @@ impl Current {
         self.changes.send_modify(|n| *n += 1);
     }
 
-    /// Follows the files until the drain: reloads when they change, renews a self-signed root in time.
-    pub async fn follow(self, source: Source, clock: impl Fn() -> SystemTime, drain: Watch) {
+    /// Follows the files until the drain, looking every `poll`: reloads when they change, renews a self-signed root in time.
+    pub async fn follow(self, source: Source, poll: Duration, clock: impl Fn() -> SystemTime, drain: Watch) {
         let mut outage = Outage::new("certificate authority files");
         let mut loaded = source.fingerprint();
-        while drain.until_drain(tokio::time::sleep(POLL)).await.is_some() {
+        while drain.until_drain(tokio::time::sleep(poll)).await.is_some() {
             let seen = source.fingerprint();
             if seen == loaded && !source.renewal_due(clock()) {
                 continue;

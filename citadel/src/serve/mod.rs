@@ -48,6 +48,8 @@ pub struct Options {
     pub tokens: Option<Arc<dyn TokenVerifier>>,
     /// Requests per second that one identity may send on average.
     pub per_second: u32,
+    /// How often changes of files are looked for ([`crate::ca::source::POLL`]).
+    pub poll: std::time::Duration,
     /// Reads the time of day.
     pub clock: Clock,
 }
@@ -108,9 +110,9 @@ impl Citadel {
         let (clock, for_metrics) = (options.clock.clone(), current.clone());
         metrics.add_text(move |out| expiry_text(out, &for_metrics, clock()));
         let written = readiness.condition("root-bundle", "the root bundle has not been written yet");
-        tokio::spawn(roots::keep(options.root_out, current.clone(), written, drain.clone()));
+        tokio::spawn(roots::keep(options.root_out, options.poll, current.clone(), written, drain.clone()));
         let clock = options.clock.clone();
-        tokio::spawn(current.clone().follow(options.source, move || clock(), drain.clone()));
+        tokio::spawn(current.clone().follow(options.source, options.poll, move || clock(), drain.clone()));
         tokio::spawn(own::keep(current.clone(), store.clone(), id, options.clock.clone(), drain.clone()));
 
         let service = CaService::new(current, options.domain, options.tokens, options.lifetimes)

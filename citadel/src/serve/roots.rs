@@ -13,10 +13,13 @@ use crate::{
     files::{self, Readers},
 };
 
-/// How often the file is compared.
-const CHECK: Duration = Duration::from_secs(5);
-
-pub(super) async fn keep(file: Option<PathBuf>, current: Current, written: Condition, drain: Watch) {
+pub(super) async fn keep(
+    file: Option<PathBuf>,
+    poll: Duration,
+    current: Current,
+    written: Condition,
+    drain: Watch,
+) {
     let Some(file) = file else { return written.met() };
     let mut changes = current.subscribe();
     let mut outage = Outage::new(format!("root bundle {}", file.display()));
@@ -40,7 +43,7 @@ pub(super) async fn keep(file: Option<PathBuf>, current: Current, written: Condi
         let next = async {
             tokio::select! {
                 _ = changes.changed() => {}
-                () = tokio::time::sleep(CHECK) => {}
+                () = tokio::time::sleep(poll) => {}
             }
         };
         if drain.until_drain(next).await.is_none() {

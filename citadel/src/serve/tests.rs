@@ -25,6 +25,9 @@ use tonic::{Code, Request, Status};
 use super::*;
 use crate::{ca::self_signed::SelfSigned, caller::ServiceAccount, refusal::Refusal};
 
+/// Real sockets and real time here, so files are looked at often.
+const POLL: Duration = Duration::from_millis(20);
+
 /// Accepts `NAMESPACE/NAME` as the token of that account.
 struct PlainTokens;
 
@@ -56,6 +59,7 @@ impl Bench {
             root_out: Some(dir.path().join("roots.pem")),
             tokens: Some(Arc::new(PlainTokens)),
             per_second,
+            poll: POLL,
             clock: Arc::new(SystemTime::now),
         })
         .unwrap();
@@ -92,7 +96,9 @@ impl Bench {
     /// A workload that keeps itself certified, with its store once it has its first certificate.
     async fn workload(&self, token: &str) -> CertStore {
         let store = CertStore::new(TrustDomain::default(), []);
-        let certifier = Certifier::new(self.signer(token), store.clone()).watch_roots(self.roots());
+        let certifier = Certifier::new(self.signer(token), store.clone())
+            .watch_roots(self.roots())
+            .poll_roots_every(POLL);
         tokio::spawn(certifier.run(self.trigger.watch()));
         store.first().await;
         store
@@ -319,7 +325,7 @@ async fn a_root_is_replaced_in_three_steps_and_workloads_talk_throughout() {
             };
             while !signed_by_new().await {
                 tokio::task::yield_now().await;
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             for (store, token) in [(&web, "shop/web"), (&cart, "shop/cart")] {
                 let fresh = citadel.workload(token).await.current().unwrap();
@@ -348,7 +354,7 @@ async fn a_broken_change_of_the_files_keeps_the_authority() {
     let before = current.now();
     let (_trigger, watch) = drain::new();
     tokio::time::pause();
-    tokio::spawn(current.clone().follow(source, SystemTime::now, watch));
+    tokio::spawn(current.clone().follow(source, POLL, SystemTime::now, watch));
     let wait = || tokio::time::sleep(Duration::from_secs(5));
     wait().await;
     fs::write(plugged.join("root-cert.pem"), TestCa::new("another").bundle().to_pem()).unwrap();

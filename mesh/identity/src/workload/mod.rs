@@ -82,6 +82,7 @@ pub struct Certifier<S> {
     ttl: Duration,
     expected: Option<SpiffeId>,
     root_file: Option<PathBuf>,
+    root_poll: Duration,
     ready: Option<Condition>,
     clock: Clock,
     figures: Figures,
@@ -103,6 +104,7 @@ impl<S: Signer> Certifier<S> {
             ttl: DEFAULT_TTL,
             expected: None,
             root_file: None,
+            root_poll: ROOT_POLL,
             ready: None,
             clock: Arc::new(SystemTime::now),
             figures: Figures::default(),
@@ -127,6 +129,13 @@ impl<S: Signer> Certifier<S> {
     #[must_use]
     pub fn watch_roots(mut self, file: PathBuf) -> Self {
         self.root_file = Some(file);
+        self
+    }
+
+    /// Looks at the root file this often instead of every 10 s.
+    #[must_use]
+    pub fn poll_roots_every(mut self, interval: Duration) -> Self {
+        self.root_poll = interval;
         self
     }
 
@@ -206,7 +215,7 @@ impl<S: Signer> Certifier<S> {
             if now >= until {
                 return;
             }
-            tokio::time::sleep_until(until.min(now + ROOT_POLL)).await;
+            tokio::time::sleep_until(until.min(now + self.root_poll)).await;
             let roots = self.read_roots();
             if roots.is_some() && roots != *roots_seen {
                 *roots_seen = roots;
