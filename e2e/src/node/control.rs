@@ -209,7 +209,7 @@ pub fn specs(kubelet: &Kubelet, addresses: &Addresses) -> anyhow::Result<Vec<(Sp
     mixer.extend(identity("mixer")?);
     Ok(vec![
         (spec("citadel", citadel), addresses.ca_admin),
-        (spec("pilot", flags(&pilot)), addresses.pilot_admin),
         (spec("mixer", flags(&mixer)), addresses.mixer_admin),
+        (spec("pilot", flags(&pilot)), addresses.pilot_admin),
     ])
 }

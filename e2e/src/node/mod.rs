@@ -42,6 +42,8 @@ use crate::http::Call;
 
 /// How often an unready, or a ready, pod is asked.
 const ASK: [Duration; 2] = [Duration::from_millis(150), Duration::from_secs(1)];
+/// A component of the control plane that was started more often than this, before it was ever ready, will not come up.
+const CRASHES: u32 = 5;
 /// How long the control plane may take to come up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -157,19 +159,21 @@ impl Node {
             (inner.options.progress)(&format!("starting {}", spec.name));
             let process = inner.spawner.start(spec).await?;
             self.state().control.push(process.clone());
-            let ready = || async {
-                is_ready(admin).await
-                    && (process.name != "citadel" || inner.kubelet.layout.root_cert().is_file())
-            };
-            until(PATIENCE, ready, || {
+            let published = || process.name != "citadel" || inner.kubelet.layout.root_cert().is_file();
+            let ready =
+                || async { process.status().starts > CRASHES || (is_ready(admin).await && published()) };
+            let why = || {
                 format!(
                     "{} is not ready; the end of {}:\n{}",
                     process.name,
                     process.log.display(),
                     process.tail(15)
                 )
-            })
-            .await?;
+            };
+            until(PATIENCE, ready, why).await?;
+            if process.status().starts > CRASHES {
+                bail!("{}", why());
+            }
         }
         Ok(())
     }
@@ -225,6 +229,8 @@ impl Node {
     async fn inject(&self, path: &Path) -> anyhow::Result<String> {
         let addresses = self.addresses();
         let mut command = tokio::process::Command::new(self.bin().join("injector"));
+        // Variables of the people's shell are not for it.
+        command.env_clear();
         command.arg("inject").arg("-f").arg(path).args(["--interception-mode", "none"]);
         for (flag, address) in [
             ("--discovery-address", addresses.xds_tls),
