@@ -449,6 +449,13 @@ fn plain_words(message: &str) -> String {
         };
         return format!("wrong type: {found}, expected {expected}{hint}");
     }
+    let number = ["u8", "u16", "u32", "u64", "i32", "i64"];
+    if let Some((found, expected)) =
+        text.strip_prefix("invalid value: ").and_then(|t| t.split_once(", expected "))
+        && number.contains(&expected)
+    {
+        return format!("out of range: {found}, expected a whole number that fits the field");
+    }
     if let Some((found, rest)) =
         text.strip_prefix("unknown variant ").and_then(|t| t.split_once(", expected "))
     {

@@ -4,6 +4,7 @@
 //! Kept true: an error only where the object cannot be meant; dangling references and legacy forms are warnings.
 //! Not here: shapes and unknown fields (`parse`).
 
+mod core;
 mod destination_rule;
 mod gateway;
 mod mesh;
@@ -42,6 +43,8 @@ pub fn object(resource: &Resource) -> Vec<Diagnostic> {
         Resource::RequestAuthentication(o) => security::request_authentication(&o.spec, &mut f),
         Resource::Telemetry(o) => security::telemetry(&o.spec, &mut f),
         Resource::Policy(o) | Resource::MeshPolicy(o) => security::legacy_policy(&o.spec, &mut f),
+        Resource::Service(o) => core::service(&o.spec, &mut f),
+        Resource::EndpointSlice(o) => core::endpoint_slice(&o.spec, &mut f),
         Resource::Mixer(o) => mixer::check(&o.spec, &mut f),
         Resource::ConfigMap(o) if o.name() == MESH_CONFIG_MAP && o.namespace() == ROOT_NAMESPACE => {
             f.found.extend(mesh_config(o).1);

@@ -23,7 +23,7 @@ fn judge(head: &str, cases: &[(&str, &str)]) {
     }
 }
 
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: r}\nspec: {ports: [{port: 80}, {port: 81}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: r}\nspec: {host: r, subsets: [{name: v1, labels: {version: v1}}]}\n---\n";
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: r}\nspec: {ports: [{name: a, port: 80}, {name: b, port: 81}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: r}\nspec: {host: r, subsets: [{name: v1, labels: {version: v1}}]}\n---\n";
 
 fn vs(rest: &str) -> String {
     format!(
@@ -579,4 +579,41 @@ fn mesh_config_reads_with_defaults_and_says_where_it_is_wrong() {
         ],
     );
     assert_eq!(Snapshot::from_yaml("").mesh.trust_domain, "cluster.local");
+}
+
+#[test]
+fn core_kinds() {
+    judge(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: ",
+        &[
+            ("{ports: [{port: 80}]}\n", ""),
+            ("{clusterIP: None}\n", ""),
+            ("{ports: [{name: http}]}\n", "error 4 spec.ports[0].port: 0 is no port"),
+            ("{ports: [{port: 80, name: a}, {port: 81}]}\n", "error 4 spec.ports[1].name: is missing"),
+            (
+                "{ports: [{port: 80, name: a}, {port: 81, name: a}]}\n",
+                "error 4 spec.ports[1].name: \"a\" is the name of two ports",
+            ),
+            (
+                "{ports: [{port: 4294967296}]}\n",
+                "error 4 spec.ports[0].port: out of range: integer `4294967296`, expected a whole number",
+            ),
+            ("{type: ExternalName}\n", "error 4 spec.externalName: is missing"),
+        ],
+    );
+    let head = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\n";
+    judge(
+        head,
+        &[
+            ("addressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\nports: [{port: 80}]\n", ""),
+            (
+                "addressType: IPv4\nendpoints: [{addresses: ['::1']}]\n",
+                "error 5 endpoints[0].addresses[0]: \"::1\" is no IPv4 address",
+            ),
+            (
+                "addressType: ipv4\nendpoints: [{addresses: ['::1']}]\n",
+                "error 4 addressType: \"ipv4\" is no address type",
+            ),
+        ],
+    );
 }
