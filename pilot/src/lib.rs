@@ -1,1 +1,9 @@
-//! pilot
+//! Pilot: reads the mesh's configuration and tells every proxy its routes, over xDS v3.
+//!
+//! In: snapshots of Istio's and Kubernetes' objects (`mesh-config`). Out: encoded resources per proxy, streams, answers.
+//! Kept true: no proxy is told anything before everything was read once; one bad object spoils nothing but itself.
+//! Not here: YAML and its checks (`mesh-config`), the decision per request (`mesh-traffic`).
+
+pub mod ads;
+pub mod model;
+pub mod translate;
