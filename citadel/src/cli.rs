@@ -96,7 +96,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TOKEN_KEYS", value_name = "FILE")]
     pub token_keys: Option<PathBuf>,
     /// Audience that a token must have; several are allowed
-    #[arg(long, env = "TOKEN_AUDIENCES", default_value = DEFAULT_AUDIENCE, value_delimiter = ',', value_name = "NAME")]
+    #[arg(long, env = "TOKEN_AUDIENCE", default_value = DEFAULT_AUDIENCE, value_delimiter = ',', value_name = "NAME")]
     pub token_audience: Vec<String>,
     /// Issuer that a token must have [default: any whose key is in --token-keys]
     #[arg(long, env = "TOKEN_ISSUER", value_name = "URL")]
