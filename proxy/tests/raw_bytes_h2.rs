@@ -178,12 +178,15 @@ fn huffman_digits(bytes: &[u8]) -> u16 {
     value
 }
 
+/// A header list.
+type List = Vec<(&'static str, &'static [u8])>;
+
 const GET: [(&str, &[u8]); 4] =
     [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a"), (":path", b"/")];
 const GOOD: &str = "GET http://a/";
 
 /// The plain request with some fields replaced (by name) and others added.
-fn with(changes: &[(&'static str, &'static [u8])]) -> Vec<(&'static str, &'static [u8])> {
+fn with(changes: &[(&'static str, &'static [u8])]) -> List {
     let mut all: Vec<(&str, &[u8])> = GET
         .iter()
         .filter(|(name, _)| !changes.iter().any(|(changed, _)| changed == name))
@@ -197,7 +200,7 @@ fn with(changes: &[(&'static str, &'static [u8])]) -> Vec<(&'static str, &'stati
     all
 }
 
-fn without(name: &str) -> Vec<(&'static str, &'static [u8])> {
+fn without(name: &str) -> List {
     GET.iter().filter(|(have, _)| *have != name).map(|field| (field.0, field.1)).collect()
 }
 
@@ -208,7 +211,7 @@ async fn heads_over_http2_obey_the_rules_of_heads_over_http1() {
     let bad = Status(400);
     let protocol = Reset(1);
     #[rustfmt::skip]
-    let cases: Vec<(&str, Vec<(&str, &[u8])>, Got, &str)> = vec![
+    let cases: Vec<(&str, List, Got, &str)> = vec![
         ("plain", with(&[]), ok, GOOD),
         ("https on plaintext, as peers forward it", with(&[(":scheme", b"https")]), ok, "GET https://a/"),
         ("host that agrees", with(&[("host", b"a")]), ok, GOOD),
@@ -290,7 +293,7 @@ async fn heads_over_http2_obey_the_rules_of_heads_over_http1() {
 #[tokio::test(start_paused = true)]
 async fn gateways_are_stricter() {
     #[rustfmt::skip]
-    let cases: Vec<(&str, Vec<(&str, &[u8])>)> = vec![
+    let cases: Vec<(&str, List)> = vec![
         ("https on plaintext", with(&[(":scheme", b"https")])),
         ("bytes above 0x7f in a value", with(&[("x", b"\xe4")])),
     ];

@@ -27,8 +27,6 @@ pub struct Limits {
     pub body_timeout: Option<Duration>,
     /// How long bytes that we have written may stay unread. Default 5 min, at gateways 30 s.
     pub unread_timeout: Duration,
-    /// How long draining may wait for the exchanges under way. Default none: the caller ends the connection.
-    pub drain_timeout: Option<Duration>,
     /// How much of an unread request body is thrown away to keep the connection after an early answer. Default 64 KiB.
     pub discard_bytes: u64,
     /// Size of the read buffer in bytes. Default 16 KiB.
@@ -73,7 +71,6 @@ impl Limits {
             idle_timeout: Duration::from_secs(3600),
             body_timeout: None,
             unread_timeout: Duration::from_secs(300),
-            drain_timeout: None,
             discard_bytes: 64 * 1024,
             read_buffer: 16 * 1024,
             allow_connect: false,
@@ -151,6 +148,4 @@ pub enum Phase {
     Unread,
     /// Without any exchange.
     Idle,
-    /// While draining.
-    Drain,
 }

@@ -63,7 +63,7 @@ pub struct Serve {
 
 impl Serve {
     /// Serves one connection to its end. When `drain` is ready, idle connections close and busy ones end with their present exchanges.
-    /// Dropping the future closes the connection and cancels every exchange on it.
+    /// How long that may take is the caller's to decide: dropping the future closes the connection and cancels every exchange on it.
     pub async fn run<H: Handler>(
         &self,
         io: impl Io,
@@ -83,10 +83,11 @@ impl Serve {
             },
         };
         let limits = Rc::clone(&self.limits);
+        // Boxed, so that a connection holds the state of its own protocol only, and none while it is silent.
         if http2 {
-            h2::serve(io, read, self.scheme, limits, &mut drain, handler).await
+            Box::pin(h2::serve(io, read, self.scheme, limits, &mut drain, handler)).await
         } else {
-            h1::serve(io, read, self.scheme, limits, &mut drain, handler).await
+            Box::pin(h1::serve(io, read, self.scheme, limits, &mut drain, handler)).await
         }
     }
 

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -97,8 +97,11 @@ pub(crate) fn body(shape: Shape) -> Body {
     }
 }
 
+/// A body read whole: payload and trailers.
+pub(crate) type Content = (Bytes, Option<Vec<(String, Vec<u8>)>>);
+
 /// What a body of this shape gives.
-pub(crate) fn content(shape: Shape) -> (Bytes, Option<Vec<(String, Vec<u8>)>>) {
+pub(crate) fn content(shape: Shape) -> Content {
     match shape {
         Shape::Empty => (Bytes::new(), None),
         Shape::Full(size) => (vec![b'f'; size].into(), None),
@@ -111,7 +114,7 @@ pub(crate) fn content(shape: Shape) -> (Bytes, Option<Vec<(String, Vec<u8>)>>) {
 }
 
 /// Reads a body whole, in the form of [`content`].
-pub(crate) async fn read(body: Body) -> Result<(Bytes, Option<Vec<(String, Vec<u8>)>>), BodyError> {
+pub(crate) async fn read(body: Body) -> Result<Content, BodyError> {
     let (data, trailers) = body.collect(1 << 20).await?;
     let trailers =
         trailers.map(|fields| fields.iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect());
@@ -159,12 +162,6 @@ pub(crate) fn client(io: impl Io) -> (h1::ClientConn, Rc<Shelf>) {
     let home: Rc<dyn Home> = shelf.clone();
     conn.set_home(Rc::downgrade(&home));
     (conn, shelf)
-}
-
-/// A weak reference that points to nothing.
-#[allow(dead_code, reason = "kept beside the other homes")]
-pub(crate) fn no_home() -> Weak<dyn Home> {
-    Weak::<Shelf>::new()
 }
 
 /// Something whose number alive is counted.

@@ -89,7 +89,7 @@ impl ClientConn {
         let parsed = loop {
             let parsed = poll_fn(|cx| poll_head(&wire, &mut parser, cx)).await?;
             let status = parsed.head.status();
-            if status == StatusCode::SWITCHING_PROTOCOLS && upgrading {
+            if status == StatusCode::SWITCHING_PROTOCOLS && upgrading && parsed.head.upgrade().is_some() {
                 break parsed;
             }
             if !status.is_informational() {

@@ -4,6 +4,7 @@
 //! Not here: parsing (`parse`), framing of what is written (`encode`), choosing the protocol (`codec::serve`).
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -45,7 +46,12 @@ pub(crate) async fn serve<H: Handler, D: Future<Output = ()>>(
     loop {
         let parsed = match server.next_head(drain).await {
             Ok(parsed) => parsed,
-            Err(HeadEnd::Over(end)) => return end,
+            Err(HeadEnd::Over(end)) => {
+                if !matches!(end, ConnEnd::Failed(_)) {
+                    server.shut_down().await;
+                }
+                return end;
+            }
             Err(HeadEnd::Refused(refusal)) => {
                 handler.refused(&refusal);
                 server.refuse(refusal).await;
@@ -110,7 +116,13 @@ impl Server<'_> {
                 match wire.poll_fill(cx, &mut read) {
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Err(HeadEnd::Over(ConnEnd::Failed(error))));
+                        // A TLS peer that leaves between requests without a close_notify harms nobody.
+                        let harmless = error.kind() == io::ErrorKind::UnexpectedEof;
+                        let end = match harmless && self.parser.is_fresh(&read.buffer) {
+                            true => ConnEnd::Closed,
+                            false => ConnEnd::Failed(error),
+                        };
+                        return Poll::Ready(Err(HeadEnd::Over(end)));
                     }
                     Poll::Pending => break,
                 }
@@ -158,6 +170,7 @@ impl Server<'_> {
         wire.owes_continue.set(expect_continue);
         wire.starved_since.set(None);
         wire.unread_since.set(None);
+        wire.timed_out.set(false);
         let body = match framing {
             Framing::Empty => Body::empty(),
             _ => Body::h1(H1Body::new(wire, Role::Server)),
@@ -321,6 +334,16 @@ impl Server<'_> {
         if self.write(&mut Pump::new(body, framing)).await.is_ok() {
             self.linger().await;
         }
+    }
+
+    /// Closes our direction in order (TLS says goodbye), if that goes at once or nearly so.
+    async fn shut_down(&mut self) {
+        self.deadline.set(Some(Instant::now() + LINGER));
+        poll_fn(|cx| match self.wire.poll_shutdown(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => self.deadline.poll(cx),
+        })
+        .await;
     }
 
     /// Closes our direction, then gives the client a moment to read: a socket closed over unread input would reset the answer away.

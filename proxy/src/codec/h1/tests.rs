@@ -3,6 +3,8 @@
 //! Kept true: nothing here waits on wall time.
 //! Not here: what single heads and bodies mean (`tests/raw_bytes`).
 
+#![allow(clippy::large_futures, reason = "whole meshes in one future, once per test")]
+
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -652,7 +654,7 @@ async fn upstream_answers_are_judged_as_strictly_as_requests() {
         let kept = !shelf.conns.borrow().is_empty();
         match (want, got) {
             (Good(body, keep), Ok(Ok((got, _)))) => {
-                assert_eq!((&got[..], kept), (body.as_bytes(), keep), "{name}")
+                assert_eq!((&got[..], kept), (body.as_bytes(), keep), "{name}");
             }
             (Fails(kind, answered), Err(error)) => {
                 assert_eq!(
@@ -818,4 +820,61 @@ fn an_idle_deadline_costs_no_timer_per_request() {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(deadline.poll(&mut cx).is_ready());
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http10_client_gets_what_it_understands() {
+    let limits = Limits { allow_http10: true, ..Limits::sidecar() };
+    for (ask, shape, want) in [
+        ("GET / HTTP/1.0\n\n", Shape::Full(2), "HTTP/1.1 200 OK\ncontent-length: 2\nconnection: close\n\nff"),
+        ("GET / HTTP/1.0\nhost: a\n\n", Shape::Streamed(2), "HTTP/1.1 200 OK\nconnection: close\n\nss"),
+        (
+            "GET / HTTP/1.0\nconnection: keep-alive\n\n",
+            Shape::Full(2),
+            "HTTP/1.1 200 OK\ncontent-length: 2\nconnection: keep-alive\n\nff",
+        ),
+    ] {
+        let answer = async |_: Request| Response { body: body(shape), ..Response::new(StatusCode::OK) };
+        let answer = |request| answer(request);
+        let serve = server(Protocol::Http1, limits.clone());
+        let (_, got) = beside(&serve, &answer, |mut io| async move {
+            io.write_all(ask.replace('\n', "\r\n").as_bytes()).await.expect("room");
+            read_until(&mut io, want).await
+        })
+        .await;
+        assert_eq!(got, want, "{ask}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_costs_little_memory_before_it_speaks() {
+    let (_near, far) = tokio::io::duplex(64);
+    let serve = server(Protocol::Detect, Limits::sidecar());
+    let run = serve.run(far, std::future::pending(), &hello);
+    let size = std::mem::size_of_val(&run);
+    assert!(size <= 1024, "a silent connection's future has {size} bytes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_deadline_of_one_request_is_not_held_against_the_next() {
+    let limits = Limits { body_timeout: Some(Duration::from_secs(5)), ..Limits::sidecar() };
+    let lenient = async |request: Request| match request.body.collect(100).await {
+        Ok(_) => Response::text(StatusCode::OK, "whole"),
+        Err(error) => Response::text(StatusCode::REQUEST_TIMEOUT, &error.to_string()),
+    };
+    let lenient = |request| lenient(request);
+    let serve = server(Protocol::Http1, limits);
+    let (_, got) = beside(&serve, &lenient, |mut io| async move {
+        let post = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n";
+        io.write_all(post).await.expect("room");
+        let first = read_until(&mut io, "in time").await;
+        // The rest of the first body comes late but little; the connection lives on.
+        io.write_all(b"hi").await.expect("room");
+        io.write_all(post).await.expect("room");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        io.write_all(b"hi").await.expect("room");
+        first + &read_until(&mut io, "whole").await
+    })
+    .await;
+    assert!(got.starts_with("HTTP/1.1 408 ") && got.ends_with("whole"), "{got}");
 }

@@ -72,7 +72,8 @@ async fn drive<H: Handler, D: Future<Output = ()>>(
     handler: &H,
 ) -> ConnEnd {
     let mut streams = FuturesUnordered::new();
-    let mut clock = Clock { deadline: Deadline::default(), idle_since: Instant::now(), drain_since: None };
+    let mut clock = Clock { deadline: Deadline::default(), idle_since: Instant::now() };
+    let mut draining = false;
     let mut ending: Option<(ConnEnd, Instant)> = None;
     poll_fn(|cx| {
         loop {
@@ -88,7 +89,7 @@ async fn drive<H: Handler, D: Future<Output = ()>>(
                     return Poll::Ready(ending.take().map_or_else(|| ended_by(error), |(end, _)| end));
                 }
                 Poll::Ready(None) => {
-                    let end = if clock.drain_since.is_some() { ConnEnd::Drained } else { ConnEnd::Closed };
+                    let end = if draining { ConnEnd::Drained } else { ConnEnd::Closed };
                     return Poll::Ready(ending.take().map_or(end, |(end, _)| end));
                 }
                 Poll::Pending => {}
@@ -105,9 +106,9 @@ async fn drive<H: Handler, D: Future<Output = ()>>(
                 ending = Some((ConnEnd::Refused(refusal), Instant::now()));
                 continue;
             }
-            if clock.drain_since.is_none() && drain.poll(cx) {
+            if !draining && drain.poll(cx) {
                 connection.graceful_shutdown();
-                clock.drain_since = Some(Instant::now());
+                draining = true;
                 continue;
             }
             let late = std::task::ready!(clock.poll(cx, streams.is_empty(), watch, limits));
@@ -127,17 +128,14 @@ async fn drive<H: Handler, D: Future<Output = ()>>(
 struct Clock {
     deadline: Deadline,
     idle_since: Instant,
-    drain_since: Option<Instant>,
 }
 
 impl Clock {
     fn poll(&mut self, cx: &mut Context<'_>, idle: bool, watch: &Watch, limits: &Limits) -> Poll<Phase> {
-        let drain = self.drain_since.zip(limits.drain_timeout).map(|(since, timeout)| since + timeout);
         let nearest = [
             (due(watch.unread_since(), limits.unread_timeout), Phase::Unread),
             (due(watch.partial_since(), limits.head_timeout), Phase::Head),
             (idle.then(|| self.idle_since + limits.idle_timeout), Phase::Idle),
-            (drain, Phase::Drain),
         ]
         .into_iter()
         .filter_map(|(due, phase)| due.map(|due| (due, phase)))

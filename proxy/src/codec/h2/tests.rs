@@ -3,6 +3,8 @@
 //! Kept true: nothing here waits on wall time.
 //! Not here: single heads and frames (`tests/raw_bytes_h2`).
 
+#![allow(clippy::large_futures, reason = "whole meshes in one future, once per test")]
+
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
