@@ -38,7 +38,14 @@ enum Verb {
     },
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     let verb = Command::parse().verb;
     if let Verb::ExecChild { parent, command } = verb {
         let (program, args) = command.split_first().ok_or_else(|| anyhow::anyhow!("no program"))?;

@@ -6,25 +6,36 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::Context;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
 /// Where everything of one local mesh lies.
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
+    _lock: Arc<fs::File>,
 }
 
 impl Layout {
     /// Makes the directories below `root`. What an earlier run of the node wrote is removed; what people wrote stays.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system refuses, or another node runs in the directory.
     pub fn create(root: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
-        let layout = Self { root: root.canonicalize()? };
+        let lock = fs::File::create(root.join(".lock"))?;
+        let taken = || {
+            format!(
+                "another local mesh runs in {}: stop that one, or choose another directory",
+                root.display()
+            )
+        };
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(taken)?;
+        let layout = Self { root: root.canonicalize()?, _lock: Arc::new(lock) };
         for old in ["config/node", "secrets", "pods", "logs", "run"] {
             let path = layout.root.join(old);
             if path.exists() {
@@ -181,6 +192,9 @@ mod tests {
         let layout = Layout::create(dir.path()).expect("made");
         fs::write(layout.mesh().join("mine.yaml"), "a: 1").expect("written");
         fs::write(layout.node().join("pod.yaml"), "a: 1").expect("written");
+        let taken = Layout::create(dir.path()).expect_err("it is in use").to_string();
+        assert!(taken.contains("another local mesh runs in"), "{taken}");
+        drop(layout);
         let layout = Layout::create(dir.path()).expect("made again");
         assert!(layout.mesh().join("mine.yaml").exists() && !layout.node().join("pod.yaml").exists());
     }
