@@ -15,7 +15,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mesh_identity::{TrustDomain, workload};
 use mesh_runtime::{
-    CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, shutdown::Signals,
+    CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, secrets::protect_memory,
+    shutdown::Signals,
 };
 
 use crate::{
@@ -174,6 +175,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let log = args.common.init_logs()?;
+    protect_memory();
     let signals = Signals::new().context("signals")?;
     let (trigger, watch) = drain::new();
     let metrics = Metrics::for_process("citadel");
@@ -225,6 +227,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 
 async fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
     let log = args.common.init_logs()?;
+    protect_memory();
     let signals = Signals::new().context("signals")?;
     let (trigger, watch) = drain::new();
     let metrics = Metrics::for_process("citadel-agent");

@@ -10,10 +10,6 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use envoy_types::pb::envoy::service::{
-    discovery::v3::DiscoveryRequest,
-    secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
-};
 use hyper_util::rt::TokioIo;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use rcgen::{KeyPair, PublicKeyData};
@@ -23,6 +19,10 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 use tonic::transport::Endpoint;
+use xds::envoy::service::{
+    discovery::v3::DiscoveryRequest,
+    secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
+};
 
 /// A running citadel; killed when dropped.
 struct Running(Child);

@@ -13,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use mesh_runtime::drain::Watch;
 use tokio::net::{UnixListener, UnixStream};
+use xds::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 
 use sds::Sds;
 

@@ -6,7 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use envoy_types::pb::{
+use futures::stream::BoxStream;
+use mesh_identity::{CertStore, pem, store::Identity};
+use mesh_runtime::{Metrics, drain::Watch};
+use prometheus_client::metrics::counter::Counter;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use xds::{
     envoy::{
         config::core::v3::{DataSource, data_source::Specifier},
         extensions::transport_sockets::tls::v3::{
@@ -21,14 +29,6 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use futures::stream::BoxStream;
-use mesh_identity::{CertStore, pem, store::Identity};
-use mesh_runtime::{Metrics, drain::Watch};
-use prometheus_client::metrics::counter::Counter;
-use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
 
 /// Name of the secret with certificate and key, as Istio's bootstrap asks for it.
 pub const CERTIFICATE: &str = "default";

@@ -2,7 +2,14 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use envoy_types::pb::{
+use hyper_util::rt::TokioIo;
+use mesh_identity::{CertStore, Credentials, TrustBundle, TrustDomain, testkit::TestCa};
+use mesh_runtime::drain;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use xds::{
     envoy::{
         config::core::v3::data_source::Specifier,
         extensions::transport_sockets::tls::v3::{Secret, secret::Type},
@@ -13,13 +20,6 @@ use envoy_types::pb::{
     },
     google::{protobuf::Any, rpc},
 };
-use hyper_util::rt::TokioIo;
-use mesh_identity::{CertStore, Credentials, TrustBundle, TrustDomain, testkit::TestCa};
-use mesh_runtime::drain;
-use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 
 use super::*;
 use sds::{CERTIFICATE, ROOTS, SECRET_TYPE};
@@ -58,7 +58,7 @@ fn ask(names: &[&str], last: Option<&DiscoveryResponse>) -> DiscoveryRequest {
     }
 }
 
-fn inline(source: Option<envoy_types::pb::envoy::config::core::v3::DataSource>) -> Vec<u8> {
+fn inline(source: Option<xds::envoy::config::core::v3::DataSource>) -> Vec<u8> {
     match source.and_then(|s| s.specifier) {
         Some(Specifier::InlineBytes(bytes)) => bytes,
         other => panic!("not inline: {other:?}"),

@@ -1,6 +1,6 @@
 //! Certificate authorities and identities for tests, here and (feature `testkit`) in other crates.
 //!
-//! In: names. Out: real certificates, chains and stores; a [`Verified`] that has really been verified.
+//! In: names. Out: real certificates, chains and stores; a [`crate::Verified`] that has really been verified.
 //! Kept true: nothing here weakens a check; the proof comes out of the same verifier as in production.
 //! Not here: anything a running mesh uses.
 

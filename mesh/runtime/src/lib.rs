@@ -12,6 +12,7 @@ pub mod listen;
 pub mod logs;
 pub mod metrics;
 pub mod readiness;
+pub mod secrets;
 pub mod shutdown;
 
 pub use backoff::{Backoff, Outage};

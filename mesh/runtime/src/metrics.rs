@@ -109,10 +109,11 @@ impl Collector for Process {
         )?;
         cpu.encode(of)?;
         for (name, help, value) in [
-            ("process_resident_memory_bytes", "Resident memory", figures.resident_bytes),
+            ("process_resident_memory_bytes", "Resident memory", Some(figures.resident_bytes)),
             ("process_open_fds", "Open file descriptors", figures.open_fds),
-            ("process_threads", "Threads", figures.threads),
+            ("process_threads", "Threads", Some(figures.threads)),
         ] {
+            let Some(value) = value else { continue };
             let of = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(value).encode(of)?;
         }
@@ -123,7 +124,8 @@ impl Collector for Process {
 struct ProcessFigures {
     cpu_seconds: f64,
     resident_bytes: i64,
-    open_fds: i64,
+    /// Missing where the process may not read it (see `secrets::protect_memory`).
+    open_fds: Option<i64>,
     threads: i64,
 }
 
@@ -137,11 +139,11 @@ impl ProcessFigures {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
         let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
         let kilobytes: i64 = resident.split_ascii_whitespace().next()?.parse().ok()?;
-        let open = std::fs::read_dir("/proc/self/fd").ok()?.count();
+        let open = std::fs::read_dir("/proc/self/fd").ok().map(|dir| dir.count());
         Some(Self {
             cpu_seconds: (ticks(11)? + ticks(12)?) / 100.0,
             resident_bytes: kilobytes.saturating_mul(1024),
-            open_fds: i64::try_from(open).unwrap_or(i64::MAX),
+            open_fds: open.and_then(|n| i64::try_from(n).ok()),
             threads: fields.get(17)?.parse().ok()?,
         })
     }

@@ -24,7 +24,7 @@ use tonic::transport::server::Connected;
 
 use crate::{
     store::CertStore,
-    tls::{Peer, ServerTls},
+    tls::{BadPeer, Peer, ServerTls},
 };
 
 /// How much a listener takes on.
@@ -56,12 +56,39 @@ pub struct ConnInfo {
     pub tls: bool,
 }
 
-/// An accepted connection.
-#[derive(Debug)]
+/// An accepted connection. It is reset when the trust bundle changes and its client would no longer be let in.
 pub struct Io {
     stream: Stream,
     info: ConnInfo,
+    cut: Option<Cut>,
     _slot: OwnedSemaphorePermit,
+}
+
+/// Resolves with the reason once a client is no longer trusted.
+type Cut = Pin<Box<dyn Future<Output = BadPeer> + Send + Sync>>;
+
+impl std::fmt::Debug for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Io").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Re-checks a live client at each change of certificates (CVE-2022-21654: what was verified once is not good for ever).
+async fn no_longer_trusted(store: CertStore, peer: Peer) -> BadPeer {
+    let mut changes = store.subscribe();
+    let mut bundle = store.current().map(|now| now.bundle);
+    loop {
+        // The sender lives in `store`: it cannot be gone.
+        let _ = changes.changed().await;
+        let now = store.current().map(|now| now.bundle);
+        if now == bundle {
+            continue;
+        }
+        bundle = now;
+        if let Err(bad) = store.recheck(&peer) {
+            return bad;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -157,14 +184,16 @@ async fn establish(
     slot: OwnedSemaphorePermit,
 ) -> Result<Io, String> {
     let local = stream.local_addr().map_err(|e| e.to_string())?;
-    let (stream, peer, tls) = match tls {
-        None => (Stream::Plain(stream), None, false),
+    let (stream, peer, cut, tls) = match tls {
+        None => (Stream::Plain(stream), None, None, false),
         Some((store, tls)) => {
             let accepted = store.accept(tls, stream).await.map_err(|e| e.to_string())?;
-            (Stream::Tls(Box::new(accepted.stream)), accepted.peer, true)
+            let peer = accepted.peer;
+            let cut = peer.clone().map(|peer| Box::pin(no_longer_trusted(store.clone(), peer)) as Cut);
+            (Stream::Tls(Box::new(accepted.stream)), peer, cut, true)
         }
     };
-    Ok(Io { stream, info: ConnInfo { remote, local, peer, tls }, _slot: slot })
+    Ok(Io { stream, info: ConnInfo { remote, local, peer, tls }, cut, _slot: slot })
 }
 
 impl AsyncRead for Io {
@@ -173,6 +202,13 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(cut) = &mut self.cut
+            && let Poll::Ready(why) = cut.as_mut().poll(cx)
+        {
+            self.cut = None;
+            tracing::info!(remote = %self.info.remote, "connection cut: {why}");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)));
+        }
         match &mut self.stream {
             Stream::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Stream::Tls(io) => Pin::new(io).poll_read(cx, buf),

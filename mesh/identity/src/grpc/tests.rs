@@ -117,6 +117,29 @@ async fn bad_clients_do_not_end_the_server_nor_block_it() {
     assert_eq!(ask(&addr, target()).await.unwrap(), WEB);
 }
 
+/// TL-05: a live connection ends when its root is taken away, and stays when only our certificate is renewed.
+#[tokio::test]
+async fn live_connections_end_when_their_root_is_removed() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let store = old.store(CART);
+    let (addr, _trigger) = serve(Some(store.clone()), ClientAuth::Required, Limits::default());
+    let target = Target::Mesh(old.store(WEB), ClientTls::grpc(CART.parse().unwrap()));
+    let channel = channel(&addr, target, &ChannelOptions::default()).unwrap();
+    let mut client = IstioCertificateServiceClient::new(channel);
+    let mut ask = async || client.create_certificate(IstioCertificateRequest::default()).await.map(|_| ());
+    ask().await.unwrap();
+    store.publish(old.issue(CART), old.bundle());
+    ask().await.expect("renewal does not disturb");
+    // The server shows a certificate of the old root still, so that only its view of clients has changed.
+    store.publish(old.issue(CART), new.bundle());
+    let refused = async {
+        while ask().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), refused).await.expect("the connection is cut");
+}
+
 #[tokio::test]
 async fn a_drained_server_takes_no_more_connections() {
     let (addr, trigger) = serve(None, ClientAuth::None, Limits::default());
