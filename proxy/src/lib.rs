@@ -3,4 +3,7 @@
 //! Kept true: arrows go down, `listen` to `codec`; a request sees one configuration snapshot.
 //! Not here: where configuration comes from (`pilot`), certificates' issuer (`citadel`).
 
+pub mod admin;
+pub mod bootstrap;
 pub mod codec;
+pub mod xds;
