@@ -73,7 +73,7 @@ impl Mixer {
     /// Joins and hands out a report; `false` if an instance had to be dropped. The joined bag is given back.
     pub fn report(&self, generation: &Generation, mut bag: Bag, feed: Feed) -> (Bag, bool) {
         self.complete(generation, &mut bag);
-        let sound = dispatch::report(generation, &bag, feed, &self.counters);
+        let sound = dispatch::report(generation, &bag, feed, &self.counters, &self.recorder);
         (bag, sound)
     }
 

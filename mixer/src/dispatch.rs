@@ -21,6 +21,7 @@ use crate::{
     config::{Action, Generation, HeaderChange, HeaderOperation, Instance, Rule, Template, Variety},
     join,
     lang::{EvalError, References, Track},
+    recorder::Recorder,
 };
 
 /// What is counted while dispatching.
@@ -85,7 +86,13 @@ pub(crate) fn applies(
 }
 
 /// Hands out a report. `false` if an instance had to be dropped.
-pub fn report(generation: &Generation, bag: &Bag, feed: Feed, counters: &Counters) -> bool {
+pub fn report(
+    generation: &Generation,
+    bag: &Bag,
+    feed: Feed,
+    counters: &Counters,
+    recorder: &Recorder,
+) -> bool {
     counters.reports.fetch_add(1, Ordering::Relaxed);
     let namespace = identity_namespace(bag, &mut ());
     let mut sound = true;
@@ -100,7 +107,12 @@ pub fn report(generation: &Generation, bag: &Bag, feed: Feed, counters: &Counter
         }
         for action in actions {
             match item(&action.instance, bag) {
-                Ok(item) => action.handler.push(item),
+                Ok(item) => {
+                    if let Item::Log(entry) = &item {
+                        recorder.log(entry.clone());
+                    }
+                    action.handler.push(item);
+                }
                 Err(error) => {
                     sound = false;
                     counters.instance_errors.fetch_add(1, Ordering::Relaxed);

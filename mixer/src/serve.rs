@@ -71,10 +71,18 @@ pub fn grpc_services(mixer: &Arc<Mixer>) -> tonic::transport::server::Router {
         )
         .add_service(MixerServer::new(ingest::mixer::MixerService(m())).max_decoding_message_size(MOST_BYTES))
         .add_service(AuthorizationServer::new(ingest::authz::AuthzService(m())))
-    //        .add_service(AccessLogServiceServer::new(ingest::als::AlsService(m())).max_decoding_message_size(MOST_BYTES))
-    //        .add_service(TraceServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES))
-    //        .add_service(LogsServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES))
-    //        .add_service(MetricsServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES))
+        .add_service(
+            AccessLogServiceServer::new(ingest::als::AlsService(m())).max_decoding_message_size(MOST_BYTES),
+        )
+        .add_service(
+            TraceServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES),
+        )
+        .add_service(
+            LogsServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES),
+        )
+        .add_service(
+            MetricsServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES),
+        )
 }
 
 /// The page that Prometheus scrapes.

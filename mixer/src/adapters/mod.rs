@@ -6,16 +6,17 @@
 
 mod denier;
 mod handler;
+mod http;
 pub mod item;
 mod kubernetesenv;
-//mod listchecker;
+mod listchecker;
 mod memquota;
 mod noop;
-//mod otlp;
+mod otlp;
 pub mod prometheus;
 mod queue;
-//mod stdio;
-//mod zipkin;
+mod stdio;
+mod zipkin;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -121,13 +122,13 @@ impl fmt::Debug for AdapterKind {
 pub const ALL: &[AdapterKind] = &[
     denier::KIND,
     kubernetesenv::KIND,
-    //listchecker::KIND,
+    listchecker::KIND,
     memquota::KIND,
     noop::KIND,
-    //otlp::KIND,
+    otlp::KIND,
     prometheus::KIND,
-    //stdio::KIND,
-    //zipkin::KIND,
+    stdio::KIND,
+    zipkin::KIND,
 ];
 
 /// The adapter called `name`, as in `compiledAdapter` or as a legacy kind.

@@ -4,11 +4,11 @@
 //! Kept true: every size a peer decides is bounded; what a peer says of itself counts as far as TLS proves it.
 //! Not here: listening (`serve`), what bags lead to (`dispatch`).
 
-//pub mod als;
+pub mod als;
 pub mod authz;
 pub mod mixer;
 pub mod native;
-//pub mod otlp;
+pub mod otlp;
 
 use std::sync::Arc;
 
