@@ -64,8 +64,9 @@ impl ClientConn {
     /// Sends a request and gives the response when its head has come; both bodies go on streaming.
     /// The rest of the request is moved by polling the response's body. Dropping this future, or the body before its end, closes the connection.
     pub async fn send(self, request: Request) -> Result<Response, SendError> {
+        let alive = self.is_open();
         let wire = self.wire;
-        if wire.is_closed() {
+        if !alive {
             return Err(SendError {
                 wrote: false,
                 unsent: Some(Box::new(request)),

@@ -413,6 +413,45 @@ async fn a_client_that_gives_no_window_loses_its_stream_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_of_announced_length_may_not_stall_at_gateways_but_a_stream_may() {
+    LocalSet::new()
+        .run_until(async {
+            for (announced, want) in [(true, "body made no progress in time"), (false, "whole")] {
+                let reader = async |request: Request| match request.body.collect(100).await {
+                    Ok(_) => Response::text(StatusCode::OK, "whole"),
+                    Err(error) => Response::text(StatusCode::REQUEST_TIMEOUT, &error.to_string()),
+                };
+                let reader = |request| reader(request);
+                let (_, ()) = beside(&http2(Limits::gateway()), &reader, |io| async move {
+                    let (send, connection) = ::h2::client::handshake(io).await.expect("a handshake");
+                    tokio::task::spawn_local(async move {
+                        let _ = connection.await;
+                    });
+                    let mut send = send.ready().await.expect("open");
+                    let mut request = http::Request::post("http://a/").body(()).expect("a request");
+                    if announced {
+                        request.headers_mut().insert("content-length", 4.into());
+                    }
+                    let (response, mut upload) = send.send_request(request, false).expect("open");
+                    upload.send_data(Bytes::from_static(b"ab"), false).expect("open");
+                    let rest = async {
+                        tokio::time::sleep(Duration::from_secs(120)).await;
+                        let _ = upload.send_data(Bytes::from_static(b"cd"), true);
+                    };
+                    let read = async {
+                        let mut body = response.await.expect("a head").into_body();
+                        body.data().await.expect("not the end").expect("data")
+                    };
+                    let (got, ()) = tokio::join!(read, rest);
+                    assert_eq!(got, want);
+                })
+                .await;
+            }
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_told_to_go_away() {
     LocalSet::new()
         .run_until(async {
