@@ -6,6 +6,7 @@
 pub mod backends;
 pub mod demo;
 pub mod differential;
+pub mod faults;
 pub mod http;
 pub mod load;
 pub mod node;

@@ -1,0 +1,225 @@
+//! The fault table: what breaks while requests run, and how many of them fail.
+//!
+//! In: a running shop. Out: one [`Row`] per fault. Kept true: load is open-loop, bounded, from a pod's own address, with new connections among
+//! the requests; every kill is counted. Not here: the load itself (`load`), starting the mesh (`node`).
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use rustix::process::Signal;
+
+use crate::{
+    backends,
+    load::{self, Load, Report},
+    node::{Node, files, objects::EGRESS_PORT, until},
+};
+
+/// What one fault did to the requests.
+#[derive(Debug)]
+pub struct Row {
+    /// What was broken.
+    pub fault: String,
+    /// How often.
+    pub times: u32,
+    /// The requests meanwhile.
+    pub report: Report,
+    /// What else had to hold, and whether it did.
+    pub also: Vec<(String, bool)>,
+}
+
+impl Row {
+    /// True when no request failed and everything else held.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.report.failures() == 0 && self.also.iter().all(|(_, held)| *held)
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} × {}: {}", self.fault, self.times, self.report)?;
+        for (what, held) in &self.also {
+            write!(f, "; {what}: {}", if *held { "yes" } else { "NO" })?;
+        }
+        Ok(())
+    }
+}
+
+/// The three whose absence no request may notice.
+const CONTROL_PLANE: [&str; 3] = ["pilot", "citadel", "mixer"];
+/// A Service that every version of the shop has, and that waits for nothing.
+const CATALOG: &str = "espresso-shop-product-catalog-svc";
+
+/// Requests from the web pod's own address, through its sidecar, to the catalog.
+///
+/// # Errors
+/// When the shop has no web pod.
+pub fn load_in_mesh(node: &Node, rate: u32, seconds: u64, id: &str) -> anyhow::Result<Load> {
+    let web = node.pods_of("espresso-shop-web");
+    let pod = web.first().context("the shop has no web pod")?;
+    let ip = IpAddr::V4(pod.ip);
+    Ok(Load {
+        to: SocketAddr::new(ip, EGRESS_PORT),
+        from: Some(SocketAddr::new(ip, 0)),
+        target: format!("http://{CATALOG}:8091/api/products/1?{id}"),
+        host: format!("{CATALOG}:8091"),
+        headers: vec![("user-agent".to_owned(), format!("faults-{id}"))],
+        rate,
+        lasting: Duration::from_secs(seconds),
+        fresh_every: 10,
+        expect: 200,
+    })
+}
+
+/// SIGKILL of pilot, citadel and mixer each second, for `seconds`; then the counters must equal the requests sent.
+///
+/// # Errors
+/// When the mesh cannot be driven; failed requests are in the row.
+pub async fn kill_control_plane(node: &Node, rate: u32, seconds: u64) -> anyhow::Result<Row> {
+    let before = catalog_requests(node).await.unwrap_or(0.0);
+    let running = tokio::spawn(load::run(load_in_mesh(node, rate, seconds, "kill")?));
+    let mut times = 0;
+    for _ in 0..seconds {
+        for name in CONTROL_PLANE {
+            node.component(name)?.signal(Signal::KILL);
+            times += 1;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let report = running.await??;
+    let sent = u32::try_from(report.sent).map(f64::from)?;
+    let equal = async || catalog_requests(node).await.is_ok_and(|now| (now - before - sent).abs() < 0.5);
+    let why = || "istio_requests_total did not settle".to_owned();
+    let settled = until(Duration::from_secs(60), equal, why).await.is_ok();
+    let now = catalog_requests(node).await.unwrap_or(f64::NAN);
+    let counters = format!("counters equal requests sent ({} of {sent})", now - before);
+    Ok(Row { fault: "SIGKILL pilot, citadel, mixer".to_owned(), times, report, also: vec![(counters, settled)] })
+}
+
+/// `istio_requests_total` of the catalog as its callers report it.
+async fn catalog_requests(node: &Node) -> anyhow::Result<f64> {
+    let (status, body) = backends::get(node.addresses().prometheus, "/metrics").await?;
+    ensure!(status == 200, "mixer's /metrics: status {status}");
+    let text = String::from_utf8_lossy(&body);
+    let mine = text.lines().filter(|line| {
+        line.starts_with("istio_requests_total{")
+            && line.contains("reporter=\"source\"")
+            && line.contains(&format!("destination_service_name=\"{CATALOG}\""))
+    });
+    Ok(mine.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// Pilot away while a route is edited: the route is in force once pilot is back, and no request notices.
+///
+/// # Errors
+/// When the mesh cannot be driven.
+pub async fn edit_while_pilot_is_away(node: &Node, rate: u32) -> anyhow::Result<Row> {
+    let path = rule(node, "pilot-away.yaml");
+    let running = tokio::spawn(load::run(load_in_mesh(node, rate, 12, "away")?));
+    let pilot = node.component("pilot")?;
+    pilot.hold().await;
+    files::write_text(&path, &answer_418("/pilot-was-away"))?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    pilot.resume();
+    let obeyed = async || status_of(node, "/pilot-was-away").await.is_ok_and(|status| status == 418);
+    let in_force = until(Duration::from_secs(30), obeyed, || "the route is not in force".to_owned()).await.is_ok();
+    let report = running.await??;
+    files::remove(&path)?;
+    let also = vec![("the route edited meanwhile is in force".to_owned(), in_force)];
+    Ok(Row { fault: "pilot away for 3 s, a route edited".to_owned(), times: 1, report, also })
+}
+
+/// A document that is refused: the routes that were good stay in force.
+///
+/// # Errors
+/// When the mesh cannot be driven.
+pub async fn refused_configuration(node: &Node, rate: u32) -> anyhow::Result<Row> {
+    let path = rule(node, "refused.yaml");
+    files::write_text(&path, &answer_418("/last-good"))?;
+    let obeyed = async || status_of(node, "/last-good").await.is_ok_and(|status| status == 418);
+    until(Duration::from_secs(30), obeyed, || "the good route is not in force".to_owned()).await?;
+    let running = tokio::spawn(load::run(load_in_mesh(node, rate, 4, "refused")?));
+    for broken in ["http: [{route: 7}]", "http: [{match: [{uri: {regex: '('}}]}]", ": : not yaml ["] {
+        files::write_text(&path, &answer_418("/last-good").replace("http:", broken))?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let stays = status_of(node, "/last-good").await? == 418;
+    let report = running.await??;
+    files::remove(&path)?;
+    let also = vec![("the last good route stays".to_owned(), stays)];
+    Ok(Row { fault: "a refused configuration".to_owned(), times: 3, report, also })
+}
+
+/// A hundred changes of the catalog's endpoints each second, one of its pods always there.
+///
+/// # Errors
+/// When the mesh cannot be driven.
+pub async fn churn(node: &Node, rate: u32, seconds: u64) -> anyhow::Result<Row> {
+    node.scale("default", "espresso-shop-product-catalog", 2).await?;
+    node.ready(Duration::from_secs(60)).await?;
+    let pods = node.pods_of("espresso-shop-product-catalog");
+    let [stays, comes_and_goes] = &pods[..] else { anyhow::bail!("expected two catalog pods, found {}", pods.len()) };
+    let port = stays.ports.first().context("a port")?.bound;
+    let path = node.layout().node().join("churn.yaml");
+    let running = tokio::spawn(load::run(load_in_mesh(node, rate, seconds, "churn")?));
+    let mut changes = 0;
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    for n in 0..seconds * 100 {
+        tick.tick().await;
+        let extra = format!("- addresses: [{}]\n  conditions: {{ready: true}}\n", comes_and_goes.ip);
+        let extra = if n % 2 == 0 { extra.as_str() } else { "" };
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {{name: churn, namespace: \
+             default, labels: {{kubernetes.io/service-name: {CATALOG}}}}}\nports: [{{name: http, port: {port}, protocol: \
+             TCP}}]\nendpoints:\n- addresses: [{}]\n  conditions: {{ready: true}}\n{extra}",
+            stays.ip
+        );
+        files::write_text(&path, &text)?;
+        changes += 1;
+    }
+    let report = running.await??;
+    files::remove(&path)?;
+    node.scale("default", "espresso-shop-product-catalog", 1).await?;
+    Ok(Row { fault: "an endpoint that comes and goes".to_owned(), times: changes, report, also: Vec::new() })
+}
+
+/// SIGSTOP of the whole control plane for `seconds`: no request may be slower for it.
+///
+/// # Errors
+/// When the mesh cannot be driven.
+pub async fn freeze_control_plane(node: &Node, rate: u32, seconds: u64) -> anyhow::Result<(Row, Row)> {
+    let calm = load::run(load_in_mesh(node, rate, seconds, "calm")?).await?;
+    let running = tokio::spawn(load::run(load_in_mesh(node, rate, seconds, "frozen")?));
+    for name in CONTROL_PLANE {
+        node.component(name)?.signal(Signal::STOP);
+    }
+    let report = running.await?;
+    for name in CONTROL_PLANE {
+        node.component(name)?.signal(Signal::CONT);
+    }
+    let row = |fault: &str, times, report| Row { fault: fault.to_owned(), times, report, also: Vec::new() };
+    Ok((row("nothing (to compare with)", 0, calm), row("SIGSTOP pilot, citadel, mixer", 3, report?)))
+}
+
+fn rule(node: &Node, name: &str) -> PathBuf {
+    node.layout().mesh().join(name)
+}
+
+/// A VirtualService by which one path of the catalog answers 418; everything else is as before.
+fn answer_418(path: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: faults, namespace: \
+         default}}\nspec:\n  hosts: [{CATALOG}]\n  http:\n  - match: [{{uri: {{exact: {path}}}}}]\n    directResponse: \
+         {{status: 418}}\n  - route: [{{destination: {{host: {CATALOG}}}}}]\n"
+    )
+}
+
+async fn status_of(node: &Node, path: &str) -> anyhow::Result<u16> {
+    let reply = node.call_from("espresso-shop-web", &format!("http://{CATALOG}:8091{path}"))?.send().await?;
+    Ok(reply.status)
+}
