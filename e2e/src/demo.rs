@@ -10,10 +10,9 @@ use std::{
 };
 
 use crate::{
-    faults,
     node::{Node, Options, Progress},
     peers,
-    scenarios::{Audience, Nobody, Row, STEPS, Seen, Shop, Source, Step, run},
+    scenarios::{Audience, Row, STEPS, Seen, Shop, Source, Step, run},
 };
 
 /// How the demo is played.
@@ -168,32 +167,6 @@ impl Audience for Stage {
 
 fn seconds(time: Duration) -> String {
     format!("({:.1} s)", time.as_secs_f64())
-}
-
-/// Plays the fault table; true when no line is bad.
-///
-/// # Errors
-/// When the mesh cannot be started.
-pub async fn faults(strength: faults::Strength) -> anyhow::Result<bool> {
-    peers::build()?;
-    let temporary = tempfile::Builder::new().prefix("crema-faults-").tempdir()?;
-    let progress: Progress = Arc::new(|text| println!("  {text}"));
-    let options = Options {
-        dir: temporary.path().to_path_buf(),
-        net: None,
-        bin: peers::bin_dir(),
-        sampling: 1.0,
-        progress,
-    };
-    let node = Node::start(options).await?;
-    let played = async {
-        let shop = Shop::open(node.clone(), Source::Own).await?;
-        run(&shop, &STEPS[0], &mut Nobody).await?;
-        faults::run(&shop, strength, |line| println!("{line}")).await
-    };
-    let lines = played.await;
-    node.stop().await;
-    Ok(lines?.iter().all(|l| l.good))
 }
 
 /// The last screen.

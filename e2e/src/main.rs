@@ -3,12 +3,11 @@
 //! In: a verb. Out: an exit code that says whether everything held. Kept true: nothing it started outlives it.
 //! Not here: anything else (library).
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use e2e::{
     demo::{self, DemoArgs},
-    faults::Strength,
     node::process,
     up::{self, UpArgs},
 };
@@ -27,15 +26,6 @@ enum Verb {
     Demo(DemoArgs),
     /// Run the Espresso Shop in a mesh until Ctrl-C.
     Up(UpArgs),
-    /// Kill, stall and confuse the mesh under load, and count failed requests.
-    Faults {
-        /// How long each fault lasts, in seconds.
-        #[arg(long, default_value_t = 60)]
-        seconds: u64,
-        /// Requests per second.
-        #[arg(long, default_value_t = 500)]
-        rate: u32,
-    },
     /// First stage of a child process (used by the other verbs).
     #[command(hide = true)]
     ExecChild {
@@ -74,11 +64,6 @@ fn run() -> anyhow::Result<ExitCode> {
                 }
             }
             Verb::Up(args) => up::up(args).await.map(|()| ExitCode::SUCCESS),
-            Verb::Faults { seconds, rate } => {
-                let strength = Strength { rate, lasting: Duration::from_secs(seconds) };
-                let good = demo::faults(strength).await?;
-                Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-            }
             Verb::ExecChild { .. } => Ok(ExitCode::FAILURE),
         }
     })
