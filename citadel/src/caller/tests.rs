@@ -137,7 +137,7 @@ async fn only_a_live_token_of_a_service_account_for_this_audience_counts() {
     let good = issuer.sign(&claims(&json!({})));
     let forged = stranger.sign(&claims(&json!({})));
     let mut cut = good.clone();
-    cut.truncate(good.len() - 4);
+    cut.truncate(good.len() - 2);
     let unsigned = format!(
         "{}.{}.",
         BASE64_URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#),
@@ -156,7 +156,7 @@ async fn only_a_live_token_of_a_service_account_for_this_audience_counts() {
         ("empty", Some("Bearer ".into()), "token_malformed"),
         ("text", Some("Bearer hello".into()), "token_malformed"),
         ("another's key of the same id", Some(format!("Bearer {forged}")), "token_signature"),
-        ("cut short", Some(format!("Bearer {cut}")), "token_malformed"),
+        ("cut short", Some(format!("Bearer {cut}")), "token_signature"),
         ("algorithm none", Some(format!("Bearer {unsigned}")), "token_malformed"),
         ("HMAC with the public key", Some(format!("Bearer {hmac}")), "token_malformed"),
         ("a megabyte", Some(format!("Bearer {}", "a".repeat(1 << 20))), "token_malformed"),

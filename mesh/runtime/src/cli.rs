@@ -102,6 +102,15 @@ pub struct CaClientArgs {
         help_heading = "Identity"
     )]
     pub trust_domain: String,
+    /// Further trust domains whose identities are accepted when their chain verifies
+    #[arg(
+        long,
+        env = "TRUST_DOMAIN_ALIASES",
+        value_delimiter = ',',
+        value_name = "NAME,…",
+        help_heading = "Identity"
+    )]
+    pub trust_domain_aliases: Vec<String>,
 }
 
 /// A settings file was refused.

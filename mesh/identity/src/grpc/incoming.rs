@@ -5,11 +5,12 @@
 //! Not here: what the server does with the peer's identity.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -32,14 +33,51 @@ use crate::{
 pub struct Limits {
     /// Handshakes at the same time; further connections wait in the kernel's queue.
     pub handshakes: usize,
+    /// Handshakes at the same time from one address; further connections of it are closed, so that one client that
+    /// leaves handshakes open cannot keep the others out.
+    pub handshakes_per_address: usize,
     /// Connections at the same time; further ones wait likewise.
     pub connections: usize,
 }
 
 impl Default for Limits {
-    /// 256 handshakes, 16,384 connections.
+    /// 4,096 handshakes, 256 of one address, 16,384 connections.
     fn default() -> Self {
-        Self { handshakes: 256, connections: 16_384 }
+        Self { handshakes: 4_096, handshakes_per_address: 256, connections: 16_384 }
+    }
+}
+
+/// Open handshakes per address.
+#[derive(Clone, Default)]
+struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One handshake's part of its address's share.
+struct Share {
+    of: Shares,
+    address: IpAddr,
+}
+
+impl Shares {
+    fn take(&self, address: IpAddr, most: usize) -> Option<Share> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Share { of: self.clone(), address })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -148,6 +186,7 @@ fn start(
     tokio::spawn(async move {
         let handshakes = Arc::new(Semaphore::new(limits.handshakes));
         let connections = Arc::new(Semaphore::new(limits.connections));
+        let shares = Shares::default();
         loop {
             let next = async {
                 let slot = connections.clone().acquire_owned().await.expect("this semaphore is never closed");
@@ -162,11 +201,15 @@ fn start(
                 () = tx.closed() => return,
                 next = next => next,
             };
+            let Some(share) = shares.take(remote.ip(), limits.handshakes_per_address) else {
+                tracing::debug!(%remote, "too many open handshakes of one address: closed");
+                continue;
+            };
             let (tx, tls) = (tx.clone(), tls.clone());
             tokio::spawn(async move {
                 match establish(stream, remote, tls.as_deref(), slot).await {
                     Ok(io) => {
-                        drop(handshake);
+                        drop((handshake, share));
                         let _ = tx.send(io).await;
                     }
                     Err(error) => tracing::debug!(%remote, error, "connection refused"),

@@ -117,6 +117,26 @@ async fn bad_clients_do_not_end_the_server_nor_block_it() {
     assert_eq!(ask(&addr, target()).await.unwrap(), WEB);
 }
 
+/// TL-09: thousands of open handshakes of one address keep nobody else out.
+#[tokio::test]
+async fn open_handshakes_of_one_address_do_not_keep_others_out() {
+    let ca = TestCa::new("root");
+    let limits = Limits { handshakes: 64, handshakes_per_address: 16, connections: 1024 };
+    let (addr, _trigger) = serve(Some(ca.store(CART)), ClientAuth::Required, limits);
+    let mut open = Vec::new();
+    for _ in 0..500 {
+        open.push(tokio::net::TcpStream::connect(&addr).await.unwrap());
+    }
+    let options = ChannelOptions { local: Some("127.0.0.2".parse().unwrap()), ..ChannelOptions::default() };
+    let target = Target::Mesh(ca.store(WEB), ClientTls::grpc(CART.parse().unwrap()));
+    let channel = channel(&addr, target, &options).unwrap();
+    let answer = IstioCertificateServiceClient::new(channel)
+        .create_certificate(IstioCertificateRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(answer.into_inner().cert_chain.concat(), WEB);
+}
+
 /// TL-05: a live connection ends when its root is taken away, and stays when only our certificate is renewed.
 #[tokio::test]
 async fn live_connections_end_when_their_root_is_removed() {

@@ -6,9 +6,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rustls::{ServerConfig, server::NoClientAuth};
+use rustls::{
+    ServerConfig,
+    server::{Acceptor, ClientHello, NoClientAuth},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{MinTls, TlsError, server_config, verify};
 use crate::{
@@ -128,7 +131,11 @@ pub async fn accept_within<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(config).accept(io);
+    let handshake = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+        let config = with_agreeable_alpn(config, &start.client_hello());
+        start.into_stream(config).await
+    };
     let stream = tokio::time::timeout(deadline, handshake)
         .await
         .map_err(|_| TlsError::Deadline)?
@@ -141,4 +148,18 @@ where
         _ => None,
     };
     Ok(Accepted { stream, peer, alpn, sni })
+}
+
+/// rustls refuses a client whose ALPN offers have nothing in common with ours; Envoy goes on without ALPN, and clients
+/// of the mesh (such as `istio-peer-exchange` to a server of HTTP) count on that.
+fn with_agreeable_alpn(config: Arc<ServerConfig>, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+    let ours = &config.alpn_protocols;
+    let nothing_in_common =
+        hello.alpn().is_some_and(|mut offers| !offers.any(|offer| ours.iter().any(|our| our == offer)));
+    if ours.is_empty() || !nothing_in_common {
+        return config;
+    }
+    let mut without = (*config).clone();
+    without.alpn_protocols = Vec::new();
+    Arc::new(without)
 }

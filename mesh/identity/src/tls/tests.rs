@@ -343,6 +343,32 @@ async fn tls_1_2_needs_to_be_allowed() {
 }
 
 #[tokio::test]
+async fn protocols_are_agreed_on_or_left_open_as_envoy_does() {
+    let ca = TestCa::new("root");
+    let (server, client) = (ca.store(CART), ca.store(WEB));
+    let list = |names: &[&str]| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>();
+    for (ours, offered, agreed) in [
+        (&["h2", "http/1.1"][..], &["http/1.1", "h2"][..], Some("h2")),
+        (&["h2"], &["istio", "h2"], Some("h2")),
+        (&["h2"], &["istio-peer-exchange"], None),
+        (&["h2"], &[], None),
+        (&[], &["h2"], None),
+    ] {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let tls = ServerTls { alpn: list(ours), ..ServerTls::default() };
+        let client_tls = ClientTls { expected: Expected::AnyInMesh, alpn: list(offered), min: MinTls::V13 };
+        let (accepted, connected) =
+            tokio::join!(server.accept(&tls, far), client.connect(&client_tls, None, near));
+        let agreed = agreed.map(|a| a.as_bytes().to_vec());
+        assert_eq!(
+            (&accepted.unwrap().alpn, &connected.unwrap().alpn),
+            (&agreed, &agreed),
+            "{ours:?} {offered:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn servers_outside_the_mesh_are_checked_by_name() {
     let ca = TestCa::new("root");
     let server = ca.issue_with(|p| {

@@ -312,7 +312,10 @@ pub fn start(
     drain: Watch,
 ) -> Result<CertStore, String> {
     let domain = TrustDomain::from_config(&args.trust_domain).map_err(|e| format!("--trust-domain: {e}"))?;
-    let store = CertStore::new(domain.clone(), []);
+    let aliases = args.trust_domain_aliases.iter().map(|alias| TrustDomain::from_config(alias));
+    let aliases =
+        aliases.collect::<Result<Vec<_>, _>>().map_err(|e| format!("--trust-domain-aliases: {e}"))?;
+    let store = CertStore::new(domain.clone(), aliases);
     let Some(address) = &args.ca_addr else {
         ready.missing("no certificate authority: --ca-addr is not set");
         return Ok(store);
