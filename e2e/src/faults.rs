@@ -17,6 +17,7 @@ use crate::{
     backends,
     load::{self, Load, Report},
     node::{Node, files, objects::EGRESS_PORT, until},
+    scenarios::Shop,
 };
 
 /// What one fault did to the requests.
@@ -48,6 +49,46 @@ impl fmt::Display for Row {
         }
         Ok(())
     }
+}
+
+/// How hard the table is played.
+#[derive(Debug, Clone, Copy)]
+pub struct Strength {
+    /// Requests per second.
+    pub rate: u32,
+    /// How long each fault lasts.
+    pub lasting: Duration,
+}
+
+/// One line of the played table.
+#[derive(Debug)]
+pub struct Line {
+    /// For people.
+    pub text: String,
+    /// No request failed, and everything else held.
+    pub good: bool,
+}
+
+/// Plays the whole table, one fault after the other; `told` hears each line when it is there.
+///
+/// # Errors
+/// When the mesh cannot be driven; failed requests are in the lines.
+pub async fn run(shop: &Shop, strength: Strength, mut told: impl FnMut(&str)) -> anyhow::Result<Vec<Line>> {
+    let (node, Strength { rate, lasting }) = (&shop.node, strength);
+    let seconds = lasting.as_secs().max(1);
+    let mut lines = Vec::new();
+    let mut tell = |row: &Row| {
+        told(&row.to_string());
+        lines.push(Line { text: row.to_string(), good: row.passed() });
+    };
+    tell(&edit_while_pilot_is_away(node, rate).await?);
+    tell(&refused_configuration(node, rate).await?);
+    tell(&kill_control_plane(node, rate, seconds).await?);
+    let (calm, frozen) = freeze_control_plane(node, rate, seconds.min(30)).await?;
+    tell(&calm);
+    tell(&frozen);
+    tell(&churn(node, rate, seconds.min(10)).await?);
+    Ok(lines)
 }
 
 /// The three whose absence no request may notice.
@@ -98,7 +139,12 @@ pub async fn kill_control_plane(node: &Node, rate: u32, seconds: u64) -> anyhow:
     let settled = until(Duration::from_secs(60), equal, why).await.is_ok();
     let now = catalog_requests(node).await.unwrap_or(f64::NAN);
     let counters = format!("counters equal requests sent ({} of {sent})", now - before);
-    Ok(Row { fault: "SIGKILL pilot, citadel, mixer".to_owned(), times, report, also: vec![(counters, settled)] })
+    Ok(Row {
+        fault: "SIGKILL pilot, citadel, mixer".to_owned(),
+        times,
+        report,
+        also: vec![(counters, settled)],
+    })
 }
 
 /// `istio_requests_total` of the catalog as its callers report it.
@@ -127,7 +173,8 @@ pub async fn edit_while_pilot_is_away(node: &Node, rate: u32) -> anyhow::Result<
     tokio::time::sleep(Duration::from_secs(3)).await;
     pilot.resume();
     let obeyed = async || status_of(node, "/pilot-was-away").await.is_ok_and(|status| status == 418);
-    let in_force = until(Duration::from_secs(30), obeyed, || "the route is not in force".to_owned()).await.is_ok();
+    let in_force =
+        until(Duration::from_secs(30), obeyed, || "the route is not in force".to_owned()).await.is_ok();
     let report = running.await??;
     files::remove(&path)?;
     let also = vec![("the route edited meanwhile is in force".to_owned(), in_force)];
@@ -163,7 +210,9 @@ pub async fn churn(node: &Node, rate: u32, seconds: u64) -> anyhow::Result<Row> 
     node.scale("default", "espresso-shop-product-catalog", 2).await?;
     node.ready(Duration::from_secs(60)).await?;
     let pods = node.pods_of("espresso-shop-product-catalog");
-    let [stays, comes_and_goes] = &pods[..] else { anyhow::bail!("expected two catalog pods, found {}", pods.len()) };
+    let [stays, comes_and_goes] = &pods[..] else {
+        anyhow::bail!("expected two catalog pods, found {}", pods.len())
+    };
     let port = stays.ports.first().context("a port")?.bound;
     let path = node.layout().node().join("churn.yaml");
     let running = tokio::spawn(load::run(load_in_mesh(node, rate, seconds, "churn")?));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use e2e::{
-    faults::{self, Row},
+    faults::{self, Strength},
     node::{Node, Options},
     peers,
     scenarios::{Shop, Source},
@@ -62,22 +62,12 @@ fn table(rows: &Mutex<Vec<String>>) -> Result<(), Failed> {
 
 async fn run(node: &Node, rows: &Mutex<Vec<String>>) -> anyhow::Result<bool> {
     let rate = u32::try_from(number("FAULT_RATE", 500))?;
-    let seconds = number("FAULT_SECONDS", 15);
-    Shop::open(node.clone(), Source::Own).await?;
+    let strength = Strength { rate, lasting: Duration::from_secs(number("FAULT_SECONDS", 15)) };
+    let shop = Shop::open(node.clone(), Source::Own).await?;
     // The first requests meet proxies that have just started.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut good = true;
-    let mut tell = |row: &Row| {
-        println!("{row}");
-        good &= row.passed();
-        rows.lock().unwrap_or_else(PoisonError::into_inner).push(row.to_string());
-    };
-    tell(&faults::edit_while_pilot_is_away(node, rate).await?);
-    tell(&faults::refused_configuration(node, rate).await?);
-    tell(&faults::kill_control_plane(node, rate, seconds).await?);
-    let (calm, frozen) = faults::freeze_control_plane(node, rate, seconds.min(30)).await?;
-    tell(&calm);
-    tell(&frozen);
-    tell(&faults::churn(node, rate, seconds.min(10)).await?);
-    Ok(good)
+    let lines = faults::run(&shop, strength, |line| println!("{line}")).await?;
+    let mut told = rows.lock().unwrap_or_else(PoisonError::into_inner);
+    told.extend(lines.iter().map(|line| line.text.clone()));
+    Ok(lines.iter().all(|line| line.good))
 }
