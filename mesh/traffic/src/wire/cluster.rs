@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Key of `typed_extension_protocol_options` for HTTP.
-const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+pub(super) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Metadata whose values select a TLS context.
-const TLS_METADATA: &str = "envoy.transport_socket_match";
+pub(super) const TLS_METADATA: &str = "envoy.transport_socket_match";
 
 /// A cluster.
 ///

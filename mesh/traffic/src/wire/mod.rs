@@ -1,9 +1,10 @@
-//! xDS → the traffic model.
+//! xDS → the traffic model; the way back is [`encode`].
 //!
 //! In: Envoy's messages as received. Out: the model's types, or a [`Reject`] that names the path. Kept true: the unit is one resource;
-//! a field, filter or message that cannot be honoured refuses it whole, never half. Not here: transport (`proxy::xds`), making xDS (pilot).
+//! a field, filter or message that cannot be honoured refuses it whole, never half. Not here: transport (`proxy::xds`), making xDS ([`encode`]).
 
 mod cluster;
+pub mod encode;
 mod filter;
 mod listener;
 mod matchers;
