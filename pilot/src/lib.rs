@@ -5,5 +5,7 @@
 //! Not here: YAML and its checks (`mesh-config`), the decision per request (`mesh-traffic`).
 
 pub mod ads;
+pub mod encode;
 pub mod model;
 pub mod translate;
+pub mod push;

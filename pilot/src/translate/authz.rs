@@ -128,7 +128,8 @@ impl Translator {
             }
             for (at, when) in rule.when.iter().enumerate() {
                 match condition(when, object.namespace(), form) {
-                    Some(rule) => permissions.push(rule),
+                    Some((true, rule)) => principals.push(rule),
+                    Some((false, rule)) => permissions.push(rule),
                     None => {
                         let field = format!("spec.rules[{index}].when[{at}].key");
                         let why = format!("{:?} is not supported: the condition never holds", when.key);
@@ -275,26 +276,52 @@ fn operation(to: &Operation, form: Form) -> Rule {
     all(out)
 }
 
-fn condition(when: &Condition, home: &str, form: Form) -> Option<Rule> {
+/// A condition: whether it is about who asks, and the rule. `None` for a key that is not supported.
+fn condition(when: &Condition, home: &str, form: Form) -> Option<(bool, Rule)> {
     let mut out = Vec::new();
     let (yes, no) = (&when.values, &when.not_values);
     if let Some(name) = when.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']')) {
         values(&mut out, yes, no, |v| form.http(header(name, v, false)));
-        return Some(all(out));
+        return Some((false, all(out)));
     }
-    match when.key.as_str() {
-        "source.ip" => values(&mut out, yes, no, |v| block(v, Rule::DirectRemoteIp)),
-        "remote.ip" => values(&mut out, yes, no, |v| block(v, Rule::RemoteIp)),
-        "source.namespace" => values(&mut out, yes, no, namespace),
-        "source.principal" => values(&mut out, yes, no, principal),
-        "source.serviceAccount" => values(&mut out, yes, no, |v| service_account(v, home)),
-        "source.trustDomain" => values(&mut out, yes, no, trust_domain),
-        "destination.ip" => values(&mut out, yes, no, |v| block(v, Rule::DestinationIp)),
+    let about_client = match when.key.as_str() {
+        "source.ip" => {
+            values(&mut out, yes, no, |v| block(v, Rule::DirectRemoteIp));
+            true
+        }
+        "remote.ip" => {
+            values(&mut out, yes, no, |v| block(v, Rule::RemoteIp));
+            true
+        }
+        "source.namespace" => {
+            values(&mut out, yes, no, namespace);
+            true
+        }
+        "source.principal" => {
+            values(&mut out, yes, no, principal);
+            true
+        }
+        "source.serviceAccount" => {
+            values(&mut out, yes, no, |v| service_account(v, home));
+            true
+        }
+        "source.trustDomain" => {
+            values(&mut out, yes, no, trust_domain);
+            true
+        }
+        "destination.ip" => {
+            values(&mut out, yes, no, |v| block(v, Rule::DestinationIp));
+            false
+        }
         "destination.port" => {
             values(&mut out, yes, no, |v| v.parse().map_or_else(|_| never(), Rule::DestinationPort));
+            false
         }
-        "connection.sni" => values(&mut out, yes, no, |v| Rule::ServerName(text(v))),
+        "connection.sni" => {
+            values(&mut out, yes, no, |v| Rule::ServerName(text(v)));
+            false
+        }
         _ => return None,
-    }
-    Some(all(out))
+    };
+    Some((about_client, all(out)))
 }

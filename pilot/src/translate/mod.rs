@@ -12,6 +12,7 @@ pub mod http;
 pub mod inbound;
 pub mod matching;
 pub mod outbound;
+pub mod outline;
 pub mod route;
 #[cfg(test)]
 mod tests;
