@@ -21,7 +21,7 @@ use mesh_identity::{
 use rand::Rng;
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber, string::Ia5String,
+    PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey, string::Ia5String,
 };
 
 /// How far back a certificate starts, for peers whose clock is behind.
@@ -82,9 +82,40 @@ pub enum AuthorityError {
     },
 }
 
+/// A signing key that is wiped when dropped.
+pub(crate) struct CaKey(KeyPair);
+
+impl CaKey {
+    pub(crate) fn of(key: &PrivateKey) -> Result<Self, rcgen::Error> {
+        KeyPair::try_from(key.der()).map(Self)
+    }
+}
+
+impl Drop for CaKey {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0);
+    }
+}
+
+impl PublicKeyData for CaKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl SigningKey for CaKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
 /// A key with its certificates, ready to sign. Immutable; a changed authority is a new one.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, CaKey>,
     chain: Vec<CertificateDer<'static>>,
     bundle: TrustBundle,
     not_after: SystemTime,
@@ -119,8 +150,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
         let unfit = |why: String| AuthorityError::Unfit { place: place.into(), why };
-        let pair =
-            KeyPair::try_from(key.der()).map_err(|e| unfit(format!("the private key cannot sign: {e}")))?;
+        let pair = CaKey::of(key).map_err(|e| unfit(format!("the private key cannot sign: {e}")))?;
         check_signing(signing, &pair).map_err(|why| unfit(why.into()))?;
         let issuer = Issuer::from_ca_cert_der(signing, pair)
             .map_err(|e| unfit(format!("the signing certificate cannot be used: {e}")))?;
@@ -243,7 +273,7 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-fn check_signing(signing: &CertificateDer<'_>, pair: &KeyPair) -> Result<(), &'static str> {
+fn check_signing(signing: &CertificateDer<'_>, pair: &CaKey) -> Result<(), &'static str> {
     let (_, cert) =
         x509_parser::parse_x509_certificate(signing).map_err(|_| "the signing certificate is not X.509")?;
     if !cert.is_ca() {

@@ -21,7 +21,7 @@ use rcgen::{
     SerialNumber,
 };
 
-use super::{Authority, AuthorityError, CLOCK_SKEW, random_serial};
+use super::{Authority, AuthorityError, CLOCK_SKEW, CaKey, random_serial};
 use crate::files::{self, Readers};
 
 /// Lifetime of a root: ten years.
@@ -130,7 +130,7 @@ impl SelfSigned {
     ) -> Result<CertificateDer<'static>, AuthorityError> {
         let unfit =
             |e: rcgen::Error| AuthorityError::Unfit { place: path.display().to_string(), why: e.to_string() };
-        let pair = KeyPair::try_from(key.der()).map_err(unfit)?;
+        let pair = CaKey::of(key).map_err(unfit)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, self.organization.clone());

@@ -113,7 +113,9 @@ impl Citadel {
         tokio::spawn(roots::keep(options.root_out, options.poll, current.clone(), written, drain.clone()));
         let clock = options.clock.clone();
         tokio::spawn(current.clone().follow(options.source, options.poll, move || clock(), drain.clone()));
-        tokio::spawn(own::keep(current.clone(), store.clone(), id, options.clock.clone(), drain.clone()));
+        let signing = readiness.condition("signing", "the authority has not signed yet");
+        let clock = options.clock.clone();
+        tokio::spawn(own::keep(current.clone(), store.clone(), id, clock, signing, drain.clone()));
 
         let service = CaService::new(current, options.domain, options.tokens, options.lifetimes)
             .limit(PerIdentity::new(options.per_second))

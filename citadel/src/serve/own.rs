@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use mesh_identity::{CertStore, SpiffeId};
-use mesh_runtime::{Outage, drain::Watch};
+use mesh_runtime::{Condition, Outage, drain::Watch};
 
 use super::Clock;
 use crate::ca::{AuthorityError, source::Current};
@@ -29,10 +29,18 @@ pub(super) fn issue(
     Ok(())
 }
 
-/// Renews at half-life and whenever the authority is replaced, until the drain.
-pub(super) async fn keep(current: Current, store: CertStore, id: SpiffeId, clock: Clock, drain: Watch) {
+/// Also the proof that the authority can sign, for readiness. Renews at half-life and whenever the authority is replaced, until the drain.
+pub(super) async fn keep(
+    current: Current,
+    store: CertStore,
+    id: SpiffeId,
+    clock: Clock,
+    signing: Condition,
+    drain: Watch,
+) {
     let mut changes = current.subscribe();
     let mut outage = Outage::new("own certificate");
+    signing.met();
     loop {
         let next = async {
             tokio::select! {
@@ -47,9 +55,13 @@ pub(super) async fn keep(current: Current, store: CertStore, id: SpiffeId, clock
             continue;
         }
         match issue(&current, &store, &id, now) {
-            Ok(()) => outage.recovered(),
+            Ok(()) => {
+                outage.recovered();
+                signing.met();
+            }
             Err(error) => {
                 outage.failed(&error);
+                signing.missing(error.to_string());
             }
         }
     }

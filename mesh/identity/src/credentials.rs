@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::sign::CertifiedKey;
+use rustls::{crypto::aws_lc_rs::sign::any_supported_type, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::X509Certificate;
 use zeroize::{Zeroize, Zeroizing};
@@ -19,7 +19,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::{
     pem::{self, PemError},
     spiffe::SpiffeId,
-    tls::{provider, verify},
+    tls::verify,
 };
 
 /// A private key in memory. Its `Debug` shows nothing, and its bytes are wiped on drop.
@@ -127,8 +127,13 @@ impl Credentials {
     pub fn new(place: &str, chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Result<Self, PemError> {
         let leaf = chain.first().ok_or_else(|| PemError::content(place, "the certificate chain is empty"))?;
         let facts = LeafFacts::of(place, leaf)?;
-        let certified = CertifiedKey::from_der(chain, key.der().clone_key(), provider())
-            .map_err(|e| PemError::content(place, format!("certificate and key do not fit together: {e}")))?;
+        let unfit = |e: rustls::Error| {
+            PemError::content(place, format!("certificate and key do not fit together: {e}"))
+        };
+        // From a reference: rustls's other way takes a copy of the key that nobody would wipe.
+        let signing = any_supported_type(key.der()).map_err(unfit)?;
+        let certified = CertifiedKey::new(chain, signing);
+        certified.keys_match().map_err(unfit)?;
         Ok(Self { certified: Arc::new(certified), key, facts })
     }
 
@@ -136,7 +141,7 @@ impl Credentials {
     #[cfg(any(test, feature = "testkit"))]
     pub(crate) fn unmatched(chain: Vec<CertificateDer<'static>>, key: PrivateKey) -> Self {
         let facts = LeafFacts::of("test certificate", &chain[0]).expect("X.509");
-        let signing = provider().key_provider.load_private_key(key.der().clone_key()).expect("a key");
+        let signing = any_supported_type(key.der()).expect("a key");
         Self { certified: Arc::new(CertifiedKey::new(chain, signing)), key, facts }
     }
 

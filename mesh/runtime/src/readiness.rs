@@ -12,12 +12,12 @@ use std::{
 use tokio::sync::watch;
 
 /// All conditions of a process. Clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Readiness {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     missing: Mutex<BTreeMap<String, String>>,
     ready: watch::Sender<bool>,
@@ -33,9 +33,7 @@ pub struct Condition {
 impl Readiness {
     /// No conditions yet, hence ready as soon as the admin server answers.
     pub fn new() -> Self {
-        let this = Self::default();
-        this.inner.ready.send_replace(true);
-        this
+        Self { inner: Arc::new(Inner { missing: Mutex::default(), ready: watch::Sender::new(true) }) }
     }
 
     /// Adds a condition that is missing until [`Condition::met`]; `waiting_for` says what it waits for.
@@ -66,6 +64,12 @@ impl Readiness {
         edit(&mut missing);
         let ready = missing.is_empty();
         self.inner.ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
+    }
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
