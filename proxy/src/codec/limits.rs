@@ -29,8 +29,11 @@ pub struct Limits {
     pub unread_timeout: Duration,
     /// How much of an unread request body is thrown away to keep the connection after an early answer. Default 64 KiB.
     pub discard_bytes: u64,
-    /// Size of the read buffer in bytes. Default 16 KiB.
+    /// How much is read at once into a body, in bytes. Heads are read in pieces of 4 KiB. Default 16 KiB.
     pub read_buffer: usize,
+    /// Whether a client that has closed its direction (FIN) still waits for its answer; else that cancels the request.
+    /// Default yes: closing one direction is legal, and a client that is really gone answers our first byte with a reset.
+    pub half_close: bool,
     /// Whether CONNECT reaches the handler; else 405. Default no.
     pub allow_connect: bool,
     /// Whether TRACE reaches the handler; else 405. Default no.
@@ -73,6 +76,7 @@ impl Limits {
             unread_timeout: Duration::from_secs(300),
             discard_bytes: 64 * 1024,
             read_buffer: 16 * 1024,
+            half_close: true,
             allow_connect: false,
             allow_trace: false,
             allow_http10: false,

@@ -22,6 +22,9 @@ use crate::codec::body::{BodyError, Frame};
 use crate::codec::limits::{Limits, Refusal};
 use crate::codec::message::{Home, Io};
 
+/// How much is read at once while a head is expected.
+const HEAD_READ: usize = 4096;
+
 /// What has come in and how the body within it ends.
 pub(crate) struct ReadSide {
     pub buffer: BytesMut,
@@ -107,7 +110,9 @@ impl Wire {
         let mut io = self.io.borrow_mut();
         let Some(io) = io.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         if read.buffer.capacity() - read.buffer.len() < 1024 {
-            read.buffer.reserve(self.limits.read_buffer);
+            // An idle connection holds this much, so heads start small.
+            let more = if read.decoder.is_done() { HEAD_READ } else { self.limits.read_buffer };
+            read.buffer.reserve(more);
         }
         let size = std::task::ready!(pin!(io.read_buf(&mut read.buffer)).poll(cx))?;
         if size == 0 {
@@ -167,13 +172,16 @@ impl Wire {
     }
 
     /// While no body is being read: takes in at most a buffer of what follows, to notice a connection that broke.
-    /// A finished direction is no break.
+    /// A finished direction is no break, unless the limits say so.
     pub(crate) fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let mut read = self.read.borrow_mut();
         while read.decoder.is_done() && read.buffer.is_empty() && !read.eof {
             if let Err(error) = std::task::ready!(self.poll_fill(cx, &mut read)) {
                 return Poll::Ready(error);
             }
+        }
+        if read.eof && !self.limits.half_close {
+            return Poll::Ready(io::ErrorKind::UnexpectedEof.into());
         }
         Poll::Pending
     }

@@ -14,6 +14,13 @@ async fn a_client_that_has_closed_its_direction_still_gets_its_answer() {
     let slow = |request| slow(request);
     let (_, got) = beside(&http1(), &slow, |io| talk(io, "GET / HTTP/1.1\nhost: a\n\n")).await;
     assert!(got.ends_with("connection: close\n\nlate"), "{got}");
+
+    // Where half-closing is not wanted, it takes the handler along.
+    let strict = server(Protocol::Http1, Limits { half_close: false, ..Limits::sidecar() });
+    let started = Instant::now();
+    let (end, got) = beside(&strict, &slow, |io| talk(io, "GET / HTTP/1.1\nhost: a\n\n")).await;
+    assert!(matches!(end, ConnEnd::Failed(_)) && got.is_empty(), "{end:?} {got}");
+    assert!(started.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
