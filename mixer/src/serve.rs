@@ -169,7 +169,27 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     tracing::info!(listen = %args.listen, prometheus = %args.prometheus, zipkin = %args.zipkin, "mixer serves");
     drop(watch);
     signals.drain_on_signal(trigger, args.common.grace()).await;
+    flush(&mixer).await;
     Ok(())
+}
+
+/// Gives handlers a moment to export what still waits; says what is lost.
+async fn flush(mixer: &Mixer) {
+    let generation = mixer.generation();
+    let waiting = || generation.handlers.iter().filter(|handler| handler.pending() > 0);
+    for _ in 0..50 {
+        if waiting().next().is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for handler in waiting() {
+        tracing::warn!(
+            handler = &*handler.name,
+            bytes = handler.pending(),
+            "stopping with items not exported"
+        );
+    }
 }
 
 async fn signaled(watch: drain::Watch) {

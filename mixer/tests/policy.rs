@@ -222,3 +222,116 @@ metadata: {name: logs}
     }
     assert_eq!(outcome(&ask(&mixer, WEB, PRINCIPAL, &[]).await).1, 403);
 }
+
+const QUOTA: &str = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: memquota
+metadata: {name: handler}
+spec: {quotas: [{name: calls.quota.default, maxAmount: 2, validDuration: 60s}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: quota
+metadata: {name: calls}
+spec: {dimensions: {source: 'source.labels["app"] | "unknown"'}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: quota}
+spec: {actions: [{handler: handler.memquota, instances: [calls.quota]}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: QuotaSpec
+metadata: {name: calls}
+spec: {rules: [{quotas: [{charge: 1, quota: calls}]}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: QuotaSpecBinding
+metadata: {name: calls}
+spec: {quotaSpecs: [{name: calls, namespace: default}], services: [{service: '*'}]}
+"#;
+
+#[tokio::test]
+async fn a_bound_quota_refuses_over_ext_authz_when_it_is_used_up() {
+    let mixer = mixer(&[&pods(), QUOTA]);
+    assert_eq!(mixer.generation().diagnostics, []);
+    for want in [200, 200, 429, 429] {
+        assert_eq!(outcome(&ask(&mixer, WEB, PRINCIPAL, &[]).await).1, want);
+    }
+    let answer = ask(&mixer, WEB, PRINCIPAL, &[]).await;
+    assert!(outcome(&answer).2.starts_with("RESOURCE_EXHAUSTED:handler.memquota.default:Quota is exhausted"));
+    assert_eq!(outcome(&ask(&mixer, TEST, PRINCIPAL, &[]).await).1, 200, "another client has its own count");
+}
+
+#[tokio::test]
+async fn istios_own_attribute_generator_rule_works_unchanged() {
+    let generator = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {name: kubernetesenv, namespace: istio-system}
+spec: {compiledAdapter: kubernetesenv, params: {}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {name: attributes, namespace: istio-system}
+spec:
+  compiledTemplate: kubernetes
+  params:
+    source_uid: source.uid | ""
+    source_ip: source.ip | ip("0.0.0.0")
+    destination_uid: destination.uid | ""
+    destination_port: destination.port | 0
+  attributeBindings:
+    source.labels: $out.source_labels | emptyStringMap()
+    source.workload.name: $out.source_workload_name | "unknown"
+    destination.labels: $out.destination_labels | emptyStringMap()
+    destination.owner: $out.destination_owner | "nobody"
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: kubeattrgenrulerule, namespace: istio-system}
+spec: {actions: [{handler: kubernetesenv, instances: [attributes]}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: denier
+metadata: {name: unknown-clients}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: checknothing
+metadata: {name: nothing}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: unknown-clients}
+spec:
+  match: source.workload.name == "unknown" && destination.owner == "kubernetes://apis/apps/v1/namespaces/default/deployments/espresso-shop-reviews-v2"
+  actions: [{handler: unknown-clients.denier, instances: [nothing.checknothing]}]
+"#;
+    let mixer = mixer(&[&pods(), generator]);
+    assert_eq!(mixer.generation().diagnostics, []);
+    assert_eq!(outcome(&ask(&mixer, WEB, PRINCIPAL, &[]).await).1, 200);
+    assert_eq!(outcome(&ask(&mixer, "10.9.9.9", PRINCIPAL, &[]).await).1, 412);
+}
+
+#[tokio::test]
+async fn a_rule_may_change_headers() {
+    let rule = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: headers}
+spec:
+  match: request.method == "GET"
+  requestHeaderOperations:
+  - {name: X-Source, values: ['source.labels["app"]'], operation: REPLACE}
+  - {name: x-secret, operation: REMOVE}
+  responseHeaderOperations:
+  - {name: x-mixer, values: ['"was here"'], operation: APPEND}
+"#;
+    let mixer = mixer(&[&pods(), rule]);
+    assert_eq!(mixer.generation().diagnostics, []);
+    let answer = ask(&mixer, WEB, PRINCIPAL, &[]).await;
+    let Some(HttpResponse::OkResponse(ok)) = answer.http_response else { panic!("passes") };
+    let header = ok.headers[0].header.as_ref().expect("a header");
+    assert_eq!((header.key.as_str(), header.value.as_str()), ("x-source", "espresso-shop-web"));
+    assert_eq!(ok.headers_to_remove, ["x-secret"]);
+    assert_eq!(ok.response_headers_to_add.len(), 1);
+}

@@ -85,6 +85,12 @@ impl Handler {
         }
     }
 
+    /// Bytes that wait to be exported, those of the batch under way included.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.queue.as_ref().map_or(0, Queue::bytes)
+    }
+
     /// See [`Adapter::takes_buckets`].
     #[must_use]
     pub fn takes_buckets(&self, instance: &str, unit: Unit) -> bool {

@@ -54,7 +54,7 @@ impl Quotas {
                 (Some(full), _) => services.push(full.to_owned()),
                 (None, Some(name)) => services.push(format!("{name}.{namespace}.{domain}")),
                 (None, None) => {
-                    problems.error(service.at("name"), "is missing; name a service, or give service: '*'")
+                    problems.error(service.at("name"), "is missing; name a service, or give service: '*'");
                 }
             }
         }

@@ -20,8 +20,9 @@ use mixer_api::{
 };
 use tonic::{Request, Response, Status};
 
+use super::speaks_for;
 use crate::{
-    attributes::{Bag, Text, Timestamp, Value, ValueType, Vocabulary},
+    attributes::{Bag, Builtin, Text, Timestamp, Value, ValueType, Vocabulary},
     config::{Generation, HeaderChange},
     core::Mixer,
     dispatch::Feed,
@@ -161,6 +162,9 @@ impl MixerApi for MixerService {
         let mut dropped = 0;
         for attributes in bags {
             let bag = bag(attributes, &generation);
+            if let Some(uid) = bag.text(Builtin::ContextReporterUid) {
+                speaks_for(request.extensions(), uid, &generation.workloads)?;
+            }
             let (_, sound) = self.0.report(&generation, bag, Feed::All);
             dropped += usize::from(!sound);
         }

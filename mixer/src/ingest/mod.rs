@@ -47,7 +47,7 @@ pub(crate) fn node_uid(node_id: &str) -> Option<Text> {
 }
 
 /// Takes a span as it was received: keeps it, and hands it to every handler that some rule gives spans to.
-pub fn pass_span(mixer: &Mixer, span: Arc<Span>) {
+pub fn pass_span(mixer: &Mixer, span: &Arc<Span>) {
     mixer.recorder.span(span.clone());
     for handler in mixer.generation().handlers_of(Template::TraceSpan) {
         handler.push(Item::Span(span.clone()));

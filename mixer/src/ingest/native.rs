@@ -38,10 +38,13 @@ const MOST_WORD_BYTES: usize = 16 << 20;
 /// How long a proxy that has gone is remembered, so that its return does not count twice.
 const MEMORY: Duration = Duration::from_secs(3_600);
 
+/// Node id and epoch.
+type ProxyKey = (String, u64);
+
 /// What mixer knows of proxies, across their streams.
 #[derive(Default)]
 pub struct Proxies {
-    known: Mutex<AHashMap<(String, u64), Arc<Mutex<Proxy>>>>,
+    known: Mutex<AHashMap<ProxyKey, Arc<Mutex<Proxy>>>>,
     totals: Mutex<Totals>,
 }
 

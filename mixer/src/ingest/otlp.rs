@@ -118,7 +118,7 @@ impl TraceService for OtlpService {
             let service = service(resource.resource.as_ref());
             for found in resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
                 match span(found, &service) {
-                    Some(span) => ingest::pass_span(&self.0, Arc::new(span)),
+                    Some(span) => ingest::pass_span(&self.0, &Arc::new(span)),
                     None => refused += 1,
                 }
             }

@@ -49,7 +49,7 @@ async fn take(State(mixer): State<Arc<Mixer>>, body: Bytes) -> Response {
     let mut refused = None;
     for span in spans {
         match span.read() {
-            Ok(span) => ingest::pass_span(&mixer, Arc::new(span)),
+            Ok(span) => ingest::pass_span(&mixer, &Arc::new(span)),
             Err(why) => refused = Some(why),
         }
     }

@@ -123,10 +123,8 @@ impl Adapter for MemQuota {
             }
         }
         let id = format!("{}/{}", instance.name, instance.deduplication_id);
-        if !instance.deduplication_id.is_empty() {
-            if let Some((_, answer)) = seen.get(&id) {
-                return answer.clone();
-            }
+        if let Some((_, answer)) = seen.get(&id).filter(|_| !instance.deduplication_id.is_empty()) {
+            return answer.clone();
         }
         let limit = quota.limit(instance);
         let mut key = instance.name.to_string();
@@ -134,10 +132,8 @@ impl Adapter for MemQuota {
             key.push_str(&format!(";{name}={value}"));
         }
         if !cells.contains_key(&key) {
-            if cells.len() >= MOST_CELLS {
-                if let Some(oldest) = order.pop_front() {
-                    cells.remove(&oldest);
-                }
+            if let Some(oldest) = (cells.len() >= MOST_CELLS).then(|| order.pop_front()).flatten() {
+                cells.remove(&oldest);
             }
             order.push_back(key.clone());
             cells.insert(key.clone(), Cell { steps: VecDeque::new(), used: 0 });
@@ -178,9 +174,9 @@ mod tests {
     use super::*;
     use crate::{attributes::Value, config::Problems};
 
-    fn quota(json: serde_json::Value) -> Arc<dyn Adapter> {
+    fn quota(json: &serde_json::Value) -> Arc<dyn Adapter> {
         let problems = Problems::default();
-        build(&Fields::new(&json, "params", &problems), &super::super::Shared::default())
+        build(&Fields::new(json, "params", &problems), &super::super::Shared::default())
             .expect("valid settings")
     }
 
@@ -194,7 +190,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn grants_up_to_the_limit_per_user_and_refills_as_the_window_rolls() {
-        let adapter = quota(serde_json::json!({"quotas": [{
+        let adapter = quota(&serde_json::json!({"quotas": [{
             "name": "calls.quota.default", "maxAmount": 5, "validDuration": "10s",
             "overrides": [{"dimensions": {"user": "vip"}, "maxAmount": 100}],
         }]}));
@@ -209,7 +205,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_repeated_request_is_not_charged_twice() {
-        let adapter = quota(serde_json::json!({"quotas": [{"name": "calls", "max_amount": 2}]}));
+        let adapter = quota(&serde_json::json!({"quotas": [{"name": "calls", "max_amount": 2}]}));
         assert_eq!(ask(&adapter, "a", 1, false, "id-1"), 1);
         assert_eq!(ask(&adapter, "a", 1, false, "id-1"), 1);
         assert_eq!(ask(&adapter, "a", 1, false, "id-2"), 1);
