@@ -24,15 +24,16 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let author = author_files().is_some();
-    let name = match author {
-        true => "the_talk_with_the_authors_own_files".to_owned(),
-        false => {
-            "the_talk_with_the_authors_own_files (ignored: ../shared/espresso-shop is not there)".to_owned()
-        }
+    let named = |name: &str| match author {
+        true => name.to_owned(),
+        false => format!("{name} (ignored: ../shared/espresso-shop is not there)"),
     };
+    let name = named("the_talk_with_the_authors_own_files");
+    let injected = named("the_authors_manifest_gets_four_proxies_and_keeps_its_services");
     let trials = vec![
         Trial::test("the_talk_with_our_own_files", || story(talk(Source::Own))),
         Trial::test(name, || story(talk(Source::Author))).with_ignored_flag(!author),
+        Trial::test(injected, || told(manifest)).with_ignored_flag(!author),
         Trial::test("a_second_instance_says_why_and_sigterm_leaves_nothing_behind", || told(up_twice)),
         Trial::test("a_killed_node_takes_its_processes_with_it", || told(killed)),
     ];
@@ -90,6 +91,27 @@ async fn steps(node: &Node, source: Source) -> anyhow::Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} steps failed:\n{}", failed.len(), failed.join("\n"));
+    Ok(())
+}
+
+/// `injector inject` on the author's manifest: what holds no pod comes out byte for byte.
+fn manifest() -> anyhow::Result<()> {
+    peers::build()?;
+    let file = author_files().context("ignored without them")?.join("kubernetes/espresso-shop.yaml");
+    let out = Command::new(peers::bin_dir().join("injector"))
+        .env_clear()
+        .args(["inject", "-f"])
+        .arg(&file)
+        .output()?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let (before, after) = (std::fs::read_to_string(&file)?, String::from_utf8(out.stdout)?);
+    let services: Vec<_> = before.split("---\n").filter(|part| part.contains("kind: Service\n")).collect();
+    ensure!(services.len() == 3, "{} Services", services.len());
+    for service in services {
+        ensure!(after.contains(service), "a Service was changed: {service}");
+    }
+    let proxies = after.matches("name: istio-proxy").count();
+    ensure!(proxies == 4, "{proxies} proxies");
     Ok(())
 }
 

@@ -143,7 +143,7 @@ async fn zipkin(shop: &Shop, jar: PathBuf) -> anyhow::Result<()> {
         "apiVersion: config.istio.io/v1alpha2\nkind: handler\nmetadata: {{name: real-zipkin, namespace: istio-system}}\nspec:\n  \
          compiledAdapter: zipkin\n  params: {{url: \"http://{}/api/v2/spans\"}}\n---\napiVersion: config.istio.io/v1alpha2\nkind: \
          rule\nmetadata: {{name: real-zipkin, namespace: istio-system}}\nspec:\n  match: (request.headers[\"x-b3-sampled\"] | \
-         \"0\") == \"1\"\n  actions: [{{handler: real-zipkin, instances: [span]}}]\n",
+         \"0\") == \"1\"\n  actions: [{{handler: real-zipkin, instances: [span.instance.istio-system]}}]\n",
         server.address,
     );
     let file = shop.node.layout().mesh().join("real-zipkin.yaml");
