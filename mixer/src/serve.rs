@@ -27,7 +27,11 @@ use otlp::collector::{
 use serde_json::json;
 use telemetry_api::telemetry_server::TelemetryServer;
 
-use crate::{config::Options, core::Mixer, ingest, recorder};
+use crate::{
+    config::{Action, Options, Variety},
+    core::Mixer,
+    ingest, recorder,
+};
 
 /// Largest gRPC message.
 const MOST_BYTES: usize = 16 << 20;
@@ -207,6 +211,15 @@ fn spawn_server(
     });
 }
 
+fn fed_from(action: &Action) -> &'static str {
+    match (action.instance.template.variety(), action.series) {
+        (Variety::Report, Some(_)) => "series",
+        (Variety::Report, None) => "records",
+        (Variety::Check | Variety::Quota, _) => "checks",
+        (Variety::AttributeGenerator, _) => "everything",
+    }
+}
+
 /// What is in force, for people.
 fn describe(mixer: &Mixer) -> serde_json::Value {
     let generation = mixer.generation();
@@ -221,7 +234,7 @@ fn describe(mixer: &Mixer) -> serde_json::Value {
                     json!({
                         "handler": &*action.handler.name,
                         "instance": &*action.instance.name,
-                        "fedFrom": if action.series.is_some() { "series" } else { "records" },
+                        "fedFrom": fed_from(action),
                     })
                 })
                 .collect();

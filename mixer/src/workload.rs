@@ -46,12 +46,14 @@ impl Workload {
         let spec = pod.spec.as_ref();
         let status = pod.status.as_ref();
         let mut ips: Vec<IpAddr> = Vec::new();
+        // A pod that has ended owns its address no more.
+        let ended = matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
         let listed = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
         let texts = status
             .and_then(|status| status.pod_ip.clone())
             .into_iter()
             .chain(listed.iter().map(|ip| ip.ip.clone()));
-        for ip in texts.filter_map(|text| text.parse::<IpAddr>().ok()) {
+        for ip in texts.filter(|_| !ended).filter_map(|text| text.parse::<IpAddr>().ok()) {
             if !ips.contains(&ip.to_canonical()) {
                 ips.push(ip.to_canonical());
             }
@@ -125,7 +127,8 @@ impl Workload {
 /// All workloads at one moment.
 #[derive(Debug, Default)]
 pub struct Workloads {
-    by_ip: AHashMap<IpAddr, Arc<Workload>>,
+    /// Pods of the host's network share an address.
+    by_ip: AHashMap<IpAddr, Vec<Arc<Workload>>>,
     by_uid: AHashMap<Text, Arc<Workload>>,
     /// Pods that are gone, each with the moment it was first missed.
     departed: Vec<(Instant, Arc<Workload>)>,
@@ -137,14 +140,14 @@ const MEMORY: Duration = Duration::from_secs(600);
 const MOST_DEPARTED: usize = 10_000;
 
 impl Workloads {
-    /// Indexes `pods`. Of pods that share an address (a finished one and its successor), the last one given has it.
+    /// Indexes `pods`.
     #[must_use]
     pub fn new(pods: impl IntoIterator<Item = Workload>) -> Self {
         let mut out = Self::default();
         for pod in pods {
             let pod = Arc::new(pod);
             for ip in &pod.ips {
-                out.by_ip.insert(*ip, pod.clone());
+                out.by_ip.entry(*ip).or_default().push(pod.clone());
             }
             out.by_uid.insert(pod.uid.clone(), pod);
         }
@@ -163,7 +166,7 @@ impl Workloads {
                 continue;
             }
             for ip in &pod.ips {
-                self.by_ip.entry(*ip).or_insert_with(|| pod.clone());
+                self.by_ip.entry(*ip).or_insert_with(|| vec![pod.clone()]);
             }
             self.by_uid.insert(pod.uid.clone(), pod.clone());
             self.departed.push((since, pod));
@@ -177,10 +180,13 @@ impl Workloads {
         self.by_uid.is_empty()
     }
 
-    /// The pod that has `ip`.
+    /// The pod that has `ip`; nobody if several share it.
     #[must_use]
     pub fn by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_ip.get(&ip.to_canonical())
+        match self.by_ip.get(&ip.to_canonical())?.as_slice() {
+            [one] => Some(one),
+            _ => None,
+        }
     }
 
     /// The pod called `kubernetes://pod.namespace`.
@@ -189,10 +195,14 @@ impl Workloads {
         self.by_uid.get(uid)
     }
 
-    /// The pod that has `ip` and runs as `principal`; a peer without an identity is nobody.
+    /// The pod that has `ip` and runs as `principal`; a peer without an identity is nobody, and so is one that could be
+    /// any of several.
     #[must_use]
     pub fn peer(&self, ip: IpAddr, principal: Option<&str>) -> Option<&Arc<Workload>> {
-        self.by_ip(ip).filter(|pod| principal.is_some_and(|principal| pod.is(principal)))
+        let mut same =
+            self.by_ip.get(&ip.to_canonical())?.iter().filter(|pod| pod.is(principal.unwrap_or_default()));
+        let found = same.next();
+        if same.next().is_some() { None } else { found }
     }
 }
 
@@ -238,6 +248,20 @@ pub(crate) mod tests {
         ] {
             assert_eq!(all.peer(ip(address), principal).is_some(), known, "{address} {principal:?}");
         }
+    }
+
+    #[test]
+    fn pods_that_share_an_address_are_told_apart_by_identity_or_not_at_all() {
+        let mut other = pod("node-1", "10.0.0.1", "agent", "v1");
+        other.service_account = "agent".into();
+        let all = Workloads::new([pod("web-1", "10.0.0.1", "web", "v1"), other]);
+        let ip = "10.0.0.1".parse().expect("address");
+        assert!(all.by_ip(ip).is_none());
+        let peer = |principal: &str| all.peer(ip, Some(principal)).map(|pod| pod.name.to_string());
+        assert_eq!(peer("cluster.local/ns/default/sa/agent"), Some("node-1".into()));
+        assert_eq!(peer("cluster.local/ns/default/sa/default"), Some("web-1".into()));
+        let twins = Workloads::new([pod("a", "10.0.0.1", "a", "v1"), pod("b", "10.0.0.1", "b", "v1")]);
+        assert!(twins.peer(ip, Some("cluster.local/ns/default/sa/default")).is_none());
     }
 
     #[test]

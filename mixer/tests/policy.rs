@@ -335,3 +335,27 @@ spec:
     assert_eq!(ok.headers_to_remove, ["x-secret"]);
     assert_eq!(ok.response_headers_to_add.len(), 1);
 }
+
+#[tokio::test]
+async fn a_rule_that_is_edited_into_a_broken_one_stays_as_it_was_and_ends_when_it_is_removed() {
+    let mixer = mixer(&[&pods(), POLICY]);
+    for (good, bad) in [
+        ("== \"espresso-shop-reviews\"", "== 2"),
+        ("code: 7", "code: 99"),
+        ("source.labels[\"app\"]==", "source.nothing["),
+    ] {
+        mixer.replace(&common::snapshot(&[&pods(), &POLICY.replace(good, bad)]));
+        assert!(mixer.generation().diagnostics.iter().any(mesh_config::Diagnostic::is_error), "{bad}");
+        assert_eq!(outcome(&ask(&mixer, WEB, PRINCIPAL, &[]).await).1, 403, "{bad}");
+    }
+    let handler_gone = POLICY.replace("name: deny-reviews-v2-handler", "name: renamed");
+    mixer.replace(&common::snapshot(&[&pods(), &handler_gone]));
+    assert_eq!(
+        outcome(&ask(&mixer, WEB, PRINCIPAL, &[]).await).1,
+        200,
+        "a handler that is gone denies no more"
+    );
+    mixer.replace(&common::snapshot(&[&pods()]));
+    assert_eq!(mixer.generation().diagnostics, []);
+    assert_eq!(outcome(&ask(&mixer, WEB, PRINCIPAL, &[]).await).1, 200);
+}

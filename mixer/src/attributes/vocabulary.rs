@@ -229,6 +229,12 @@ impl Vocabulary {
         self.names[id.index()].1
     }
 
+    /// Whether every id of `other` means the same attribute here.
+    #[must_use]
+    pub fn extends(&self, other: &Self) -> bool {
+        self.names.starts_with(&other.names)
+    }
+
     /// How many attributes there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -52,9 +52,11 @@ pub fn compile(
         objects.insert((object.namespace().into(), table_name.into()), object);
     }
     let vocabulary = Arc::new(out.vocabulary(&objects));
-    let instances = out.instances(&objects, &vocabulary);
+    // Compiled expressions hold attribute ids, so they survive only a vocabulary that keeps those.
+    let good = before.filter(|before| vocabulary.extends(&before.vocabulary));
+    let instances = out.instances(&objects, &vocabulary, good);
     let handlers = out.handlers(&objects, shared, before);
-    let rules = out.rules(&objects, &vocabulary, &instances, &handlers);
+    let rules = out.rules(&objects, &vocabulary, &instances, &handlers, good);
     let quotas = out.quotas(&objects);
     let pods = snapshot.pods.iter().map(|pod| Workload::from_pod(pod.namespace(), pod.name(), &pod.spec));
     let mut workloads = Workloads::new(pods);
@@ -67,6 +69,7 @@ pub fn compile(
         vocabulary,
         workloads: Arc::new(workloads),
         rules,
+        instances: instances.into_values().flatten().collect(),
         quotas,
         handlers: handlers.into_values().flatten().collect(),
         diagnostics: out.diagnostics,
@@ -122,7 +125,12 @@ impl Compiler {
         vocabulary
     }
 
-    fn instances(&mut self, objects: &Objects<'_>, vocabulary: &Vocabulary) -> ByName<Option<Arc<Instance>>> {
+    fn instances(
+        &mut self,
+        objects: &Objects<'_>,
+        vocabulary: &Vocabulary,
+        good: Option<&Generation>,
+    ) -> ByName<Option<Arc<Instance>>> {
         let mut out = ByName::new();
         for object in objects.values() {
             let kind = object.spec.kind.as_str();
@@ -132,6 +140,7 @@ impl Compiler {
             }
             let problems = Problems::default();
             let name = full_name(object);
+            let last_good = good.and_then(|good| good.instances.iter().find(|old| old.name == name));
             let compiled = {
                 let spec = Fields::new(&object.spec.spec, "spec", &problems);
                 let template = if new_style { spec.text("compiled_template") } else { Some(kind) };
@@ -159,7 +168,8 @@ impl Compiler {
                 }
             };
             let usable = self.close(object, &problems);
-            out.insert(place(object), compiled.filter(|_| usable).map(Arc::new));
+            let compiled = compiled.filter(|_| usable).map(Arc::new);
+            out.insert(place(object), compiled.or_else(|| last_good.cloned()));
         }
         out
     }
@@ -179,6 +189,7 @@ impl Compiler {
             }
             let problems = Problems::default();
             let name = full_name(object);
+            let last_good = before.and_then(|before| before.handlers.iter().find(|old| old.name == name));
             let handler = {
                 let spec = Fields::new(&object.spec.spec, "spec", &problems);
                 let adapter_name = if new_style { spec.text("compiled_adapter") } else { Some(kind) };
@@ -224,7 +235,7 @@ impl Compiler {
                 }
             };
             self.close(object, &problems);
-            out.insert(place(object), handler);
+            out.insert(place(object), handler.or_else(|| last_good.cloned()));
         }
         out
     }
@@ -249,7 +260,8 @@ impl Compiler {
         vocabulary: &Vocabulary,
         instances: &ByName<Option<Arc<Instance>>>,
         handlers: &ByName<Option<Arc<Handler>>>,
-    ) -> Vec<Rule> {
+        good: Option<&Generation>,
+    ) -> Vec<Arc<Rule>> {
         let mut out = Vec::new();
         for object in objects.values().filter(|object| object.spec.kind == "rule") {
             let problems = Problems::default();
@@ -270,7 +282,7 @@ impl Compiler {
                     if handler.is_none() {
                         let why =
                             format!("no handler \"{reference}\"; names are name.kind or name.kind.namespace");
-                        problems.error(action.at("handler"), why);
+                        problems.warning(action.at("handler"), why);
                     }
                     for (at, reference) in action.list("instances") {
                         let Some(reference) = reference.as_str() else {
@@ -279,7 +291,7 @@ impl Compiler {
                         };
                         let instance = find(reference, "instance", object.namespace(), instances);
                         match (handler, instance) {
-                            (_, None) => problems.error(
+                            (_, None) => problems.warning(
                                 at,
                                 format!(
                                     "no instance \"{reference}\"; names are name.kind or name.kind.namespace"
@@ -317,7 +329,7 @@ impl Compiler {
                 match matcher {
                     // A rule whose condition is unknown must neither apply always nor never in silence.
                     Some(None) => None,
-                    matcher => Some(Rule {
+                    matcher => Some(Arc::new(Rule {
                         name: object.name().into(),
                         namespace: object.namespace().into(),
                         global: object.namespace() == &*self.root,
@@ -325,11 +337,16 @@ impl Compiler {
                         actions,
                         request_headers,
                         response_headers,
-                    }),
+                    })),
                 }
             };
             self.close(object, &problems);
-            out.extend(rule);
+            let last_good = || {
+                let same =
+                    |old: &&Arc<Rule>| *old.name == *object.name() && *old.namespace == *object.namespace();
+                good.and_then(|good| good.rules.iter().find(same)).cloned()
+            };
+            out.extend(rule.or_else(last_good));
         }
         out
     }

@@ -1,7 +1,8 @@
 //! Mixer's configuration: from objects to an immutable generation of rules and running handlers.
 //!
 //! In: a `mesh-config` snapshot. Out: [`Generation`], and a diagnostic for whatever it leaves out.
-//! Kept true: a broken object takes nothing else down; an unchanged handler keeps running, queue and all.
+//! Kept true: a broken object takes nothing else down, and its last good form stays; an unchanged handler keeps
+//! running, queue and all.
 //! Not here: reading files (`mesh-config`), evaluating rules (`dispatch`).
 
 mod builtin;
@@ -40,7 +41,9 @@ pub struct Generation {
     /// Who is behind which address.
     pub workloads: Arc<Workloads>,
     /// Rules, by namespace and name.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<Arc<Rule>>,
+    /// Instances, for the next generation to fall back on.
+    pub(crate) instances: Vec<Arc<Instance>>,
     /// What requests are charged.
     pub quotas: Quotas,
     /// Running handlers, by full name.

@@ -238,7 +238,8 @@ fn cache_metadata(verdict: &Verdict, generation: &Generation) -> Struct {
             inputs.push(input);
         }
     }
-    let seconds = if verdict.references.incomplete() { 0.0 } else { verdict.valid_for.as_secs_f64() };
+    let known = inputs.iter().all(|input| cacheable(input)) && !verdict.references.incomplete();
+    let seconds = if known { verdict.valid_for.as_secs_f64() } else { 0.0 };
     let values = inputs.into_iter().map(text).collect();
     Struct {
         fields: HashMap::from([
@@ -249,13 +250,38 @@ fn cache_metadata(verdict: &Verdict, generation: &Generation) -> Struct {
     }
 }
 
+/// Whether a proxy can tell if an input is the same for another request.
+fn cacheable(input: &str) -> bool {
+    let name = input.strip_prefix('-').unwrap_or(input);
+    let name = name.split('[').next().unwrap_or(name);
+    matches!(
+        name,
+        "source.ip"
+            | "source.principal"
+            | "destination.uid"
+            | "route"
+            | "request.method"
+            | "request.path"
+            | "request.url_path"
+            | "request.host"
+            | "request.scheme"
+            | "request.useragent"
+            | "request.referer"
+            | "request.headers"
+            | "request.query_params"
+            | "connection.requested_server_name"
+    )
+}
+
 fn inputs_of(reference: &Reference, generation: &Generation) -> Vec<String> {
     let name = generation.vocabulary.name(reference.id);
-    let end = if name.starts_with("source.") {
+    let end = if name.starts_with("source.") || matches!(&**name, "connection.mtls" | "origin.ip") {
         &["source.ip", "source.principal"][..]
     } else if name.starts_with("destination.") && !name.starts_with("destination.service.") {
         &["destination.uid"][..]
-    } else if name.starts_with("context.") || name.starts_with("destination.service.") {
+    } else if (name.starts_with("context.") && !name.starts_with("context.time"))
+        || name.starts_with("destination.service.")
+    {
         &["route"][..]
     } else {
         let sign = if reference.condition == Condition::Absence { "-" } else { "" };
