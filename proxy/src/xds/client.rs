@@ -213,5 +213,5 @@ fn authorized<T>(mut request: tonic::Request<T>, source: &Source) -> tonic::Requ
 }
 
 fn describe(status: &tonic::Status) -> String {
-    format!("{:?}: {}", status.code(), mesh_identity::grpc::causes(status))
+    format!("{:?}: {}", status.code(), mesh_identity::grpc::reason(status))
 }
