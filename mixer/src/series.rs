@@ -103,7 +103,7 @@ pub struct SeriesState {
     /// Of which generation the targets are; 0 before the first.
     generation: u64,
     /// Attributes before the join, to find the targets again under another generation.
-    facts: Option<Bag>,
+    facts: Option<Box<[(AttributeId, Value)]>>,
 }
 
 /// The series of one proxy's epoch.
@@ -111,7 +111,7 @@ pub struct SeriesState {
 pub struct ProxySeries(AHashMap<u64, SeriesState>);
 
 /// Most series that one proxy may have; more are counted as refused.
-pub const MOST_SERIES: usize = 20_000;
+pub const MOST_SERIES: usize = 100_000;
 
 impl ProxySeries {
     /// The state of series `id`; `None` if the proxy has too many.
@@ -143,8 +143,8 @@ impl SeriesState {
     }
 
     /// Takes the series' facts.
-    pub fn set_facts(&mut self, facts: Bag) {
-        self.facts = Some(facts);
+    pub fn set_facts(&mut self, facts: &Bag) {
+        self.facts = Some(facts.iter().map(|(id, value)| (id, value.clone())).collect());
         self.generation = 0;
     }
 
@@ -215,7 +215,7 @@ impl SeriesState {
         // Attribute ids of a new vocabulary may differ beyond the built-in ones; facts hold built-in ones only.
         let mut bag = Bag::new(&generation.vocabulary);
         for (id, value) in facts.iter() {
-            bag.set(id, value.clone());
+            bag.set(*id, value.clone());
         }
         let ends = join::join(&mut bag, &generation.workloads);
         join::generate(generation, &mut bag, &ends);
@@ -226,7 +226,13 @@ impl SeriesState {
                 bag.set_text(Builtin::ConnectionEvent, *event);
             }
             for rule in &generation.rules {
-                self.targets.extend(targets(rule, &bag, event, counters));
+                for mut target in targets(rule, &bag, event, counters) {
+                    // Most metrics have the same labels; they are held once.
+                    if let Some(same) = self.targets.iter().find(|other| other.labels == target.labels) {
+                        target.labels = same.labels.clone();
+                    }
+                    self.targets.push(target);
+                }
             }
         }
         self.generation = generation.number;

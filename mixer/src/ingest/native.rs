@@ -204,7 +204,7 @@ impl Session {
         if let Some(facts) = &series.facts {
             let mut bag = Bag::new(&generation.vocabulary);
             self.facts(facts, &mut bag)?;
-            state.set_facts(bag);
+            state.set_facts(&bag);
         }
         if !state.has_facts() {
             return Err(Status::failed_precondition(format!(
