@@ -55,7 +55,11 @@ fn document(
         return Ok(None);
     }
     let at = || format!("{name}:{}", part.line);
-    let value = yaml::read(part.body).map_err(|why| InjectError::Yaml { at: at(), why })?;
+    let value = yaml::read(part.body).map_err(|why| {
+        // The parser counts lines from where it begins; read once more with the lines before, it names those of the file.
+        let padded = "\n".repeat(part.line - 1) + part.body;
+        InjectError::Yaml { at: at(), why: yaml::read(&padded).err().unwrap_or(why) }
+    })?;
     let injected =
         inject_object(&value, context).map_err(|e| InjectError::In { object: at(), source: Box::new(e) })?;
     notices.extend(injected.notices.into_iter().map(|n| format!("{}: {n}", at())));
@@ -173,7 +177,10 @@ mod tests {
     #[test]
     fn errors_and_notices_name_file_and_line() {
         let error = inject("kind: Service\n---\na: [1\n").expect_err("broken").to_string();
-        assert!(error.starts_with("f.yaml:3: "), "{error}");
+        assert!(
+            error.starts_with("f.yaml:3: ") && (error.contains("line 3") || error.contains("line 4")),
+            "{error}"
+        );
         let host = POD.replace("{containers", "{hostNetwork: true, containers");
         let (out, notices) = inject(&format!("---\n{host}")).expect("good");
         assert_eq!(out, format!("---\n{host}"));

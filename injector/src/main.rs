@@ -3,7 +3,7 @@
 //! In: flags, environment, settings file. Out: a webhook that runs until SIGTERM, or injected YAML on standard output.
 //! Kept true: exit code 0 only when everything asked for was done. Not here: anything else (library).
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Parser, Subcommand};
 use injector::{
@@ -46,7 +46,17 @@ struct ServeArgs {
     common: CommonArgs,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     match cli::parse::<Command>().verb {
         Verb::Inject(args) => args.run(),
         Verb::Serve(args) => {
