@@ -1,6 +1,6 @@
 //! The traffic model: what pilot computes, xDS carries, and the proxy obeys, with the one decision made over it.
 //!
-//! In: Istio's objects (through pilot) or xDS (through [`wire`]). Out: an immutable [`Snapshot`] and [`plan`].
+//! In: Istio's objects (through pilot) or xDS (through [`wire`]). Out: an immutable [`Snapshot`] and [`plan()`].
 //! Kept true: no runtime, socket or clock in here; everything is compiled when it arrives, so a decision only looks things up.
 //! Not here: reading YAML (`mesh-config`), carrying a decision out (`proxy`).
 

@@ -343,7 +343,7 @@ impl Listener {
     #[must_use]
     pub fn chain_for(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
         let mut left: Vec<&Arc<FilterChain>> = self.chains.iter().collect();
-        let ranks: [&dyn Fn(&ChainMatch) -> Option<usize>; 6] = [
+        let ranks: [Rank<'_>; 6] = [
             &|m| rank(m.port.is_none(), m.port == Some(facts.destination.port()), 1),
             &|m| longest(&m.destinations, facts.destination.ip()),
             &|m| server_name(&m.server_names, facts.server_name),
@@ -380,6 +380,9 @@ impl Listener {
         self.chains.iter().chain(&self.default_chain)
     }
 }
+
+/// How specifically a criterion matches: `None` when it does not, 0 when there is none.
+type Rank<'a> = &'a dyn Fn(&ChainMatch) -> Option<usize>;
 
 fn rank(absent: bool, hit: bool, value: usize) -> Option<usize> {
     if absent { Some(0) } else { hit.then_some(value) }

@@ -45,7 +45,8 @@ pub fn cluster(wire: pb::Cluster) -> Decoded<Cluster> {
     };
     let default = wire.transport_socket.as_ref().map(tls::upstream).transpose();
     let default = default.map_err(|e| e.at("transport_socket"))?.flatten().map(Arc::new);
-    let outlier = wire.outlier_detection.map(outlier).transpose().map_err(|e| e.at("outlier_detection"))?;
+    let outlier =
+        wire.outlier_detection.as_ref().map(outlier).transpose().map_err(|e| e.at("outlier_detection"))?;
     let panic = wire.common_lb_config.as_ref().and_then(|c| c.healthy_panic_threshold.as_ref());
     let source_address = match wire.upstream_bind_config.and_then(|b| b.source_address) {
         Some(source) => Some(source.address.parse().map_err(|_| {
@@ -166,7 +167,7 @@ fn limits(wire: Option<&pb::CircuitBreakers>) -> Decoded<Limits> {
     Ok(limits)
 }
 
-fn outlier(wire: pb::OutlierDetection) -> Decoded<Outlier> {
+fn outlier(wire: &pb::OutlierDetection) -> Decoded<Outlier> {
     refuse!(wire, monitors);
     let default = Outlier::default();
     // An enforcement below 100 % is honoured as on or off.

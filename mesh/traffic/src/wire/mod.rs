@@ -89,12 +89,13 @@ fn each<A, B>(items: Vec<A>, field: &str, convert: impl Fn(A) -> Decoded<B>) -> 
 fn strict<M: Message + prost::Name + Default>(any: &Any) -> Decoded<M> {
     let message: M = xds::unpack(any).map_err(Reject::new)?;
     // Equal lengths mean that nothing was dropped; only otherwise is the (larger) descriptor set asked what it was.
-    if message.encoded_len() != any.value.len() {
-        if let Some(tag) = xds::reflect::unknown_tag(&any.type_url, &any.value).map_err(Reject::new)? {
-            return Err(Reject::new("unknown field: it may restrict what is allowed").at(tag));
-        }
+    if message.encoded_len() == any.value.len() {
+        return Ok(message);
     }
-    Ok(message)
+    match xds::reflect::unknown_tag(&any.type_url, &any.value).map_err(Reject::new)? {
+        Some(tag) => Err(Reject::new("unknown field: it may restrict what is allowed").at(tag)),
+        None => Ok(message),
+    }
 }
 
 fn duration(wire: Option<&protobuf::Duration>, field: &str) -> Decoded<Option<Duration>> {

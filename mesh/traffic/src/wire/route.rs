@@ -131,10 +131,9 @@ fn route(wire: pb::Route) -> Decoded<Route> {
 fn route_match(wire: pb::RouteMatch) -> Decoded<RouteMatch> {
     use pb::route_match::PathSpecifier as P;
     matchers::nothing_else(&wire)?;
-    if let Some(fraction) = &wire.runtime_fraction {
-        if matchers::runtime_fraction(fraction)? != MILLION {
-            return Err(Reject::new("a share of requests is not supported").at("runtime_fraction"));
-        }
+    let share = wire.runtime_fraction.as_ref().map(matchers::runtime_fraction).transpose()?;
+    if share.is_some_and(|share| share != MILLION) {
+        return Err(Reject::new("a share of requests is not supported").at("runtime_fraction"));
     }
     let path = match wire.path_specifier.ok_or_else(|| Reject::new("missing").at("path_specifier"))? {
         P::Prefix(text) => PathMatch::Prefix(text.into()),

@@ -109,11 +109,11 @@ fn common(wire: pb::CommonTlsContext) -> Decoded<Common> {
         certificates,
         validation,
         alpn: wire.alpn_protocols.into_iter().map(Name::from).collect(),
-        versions: wire.tls_params.map_or(Ok(Versions::default()), versions).map_err(wrap)?,
+        versions: wire.tls_params.as_ref().map_or(Ok(Versions::default()), versions).map_err(wrap)?,
     })
 }
 
-fn versions(wire: pb::TlsParameters) -> Decoded<Versions> {
+fn versions(wire: &pb::TlsParameters) -> Decoded<Versions> {
     let version = |number, default, field: &str| match number {
         0 => Ok(default),
         // 1.0 and 1.1 as a lower bound: this proxy's own lower bound is higher.
