@@ -36,7 +36,8 @@ impl Network {
     /// # Errors
     /// When the wished one, or every one, is taken: says by whom.
     pub fn take(wish: Option<u8>) -> anyhow::Result<Self> {
-        let candidates: Vec<u8> = wish.map_or_else(|| RANGE.collect(), |n| vec![n]);
+        // From the top, so that the one which `up` wants by default stays free.
+        let candidates: Vec<u8> = wish.map_or_else(|| RANGE.rev().collect(), |n| vec![n]);
         for n in &candidates {
             if let Ok(lock) = TcpListener::bind(lock_address(*n)) {
                 return Ok(Self {
