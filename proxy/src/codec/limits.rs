@@ -54,7 +54,10 @@ pub struct Limits {
     pub h2_stream_window: u32,
     /// HTTP/2: receive window of a connection, in bytes. Default 1 MiB.
     pub h2_connection_window: u32,
-    /// HTTP/2: bytes held for sending per stream. Default 64 KiB.
+    /// HTTP/2: bytes of request heads that the streams under way on one connection may hold together; beyond it 431.
+    /// A few bytes on the wire can name large fields many times (HPACK). Default 1 MiB at gateways, 8 MiB in the mesh.
+    pub h2_head_bytes: usize,
+    /// HTTP/2: bytes held for sending per stream. Default 64 KiB, at gateways 16 KiB.
     pub h2_send_buffer: usize,
     /// HTTP/2: control frames (PING, SETTINGS, PRIORITY, RST_STREAM, empty and unknown ones) that a peer has in credit. Default 1000.
     pub h2_control_burst: u32,
@@ -87,6 +90,7 @@ impl Limits {
             h2_streams: 1000,
             h2_stream_window: 256 * 1024,
             h2_connection_window: 1024 * 1024,
+            h2_head_bytes: 8 << 20,
             h2_send_buffer: 64 * 1024,
             h2_control_burst: 1000,
             h2_control_rate: 100,
@@ -103,6 +107,8 @@ impl Limits {
             allow_obs_text: false,
             strict_scheme: true,
             h2_streams: 100,
+            h2_head_bytes: 1 << 20,
+            h2_send_buffer: 16 * 1024,
             ..Limits::sidecar()
         }
     }

@@ -3,6 +3,7 @@
 //! Kept true: dropping the future cancels every stream; a reset stream's handler is dropped at once; floods end the connection.
 //! Not here: head rules (`convert`), bodies (`body`), counting (`guard`).
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ use super::body::{H2Body, Pump};
 use super::convert;
 use super::guard::{Guard, Watch, due};
 use crate::codec::body::Body;
-use crate::codec::head::{Scheme, digits};
+use crate::codec::head::{Head, Scheme, digits};
 use crate::codec::limits::{Limits, Phase, Refusal};
 use crate::codec::message::{Handler, Io, Request, Response};
 use crate::codec::name::Known;
@@ -71,6 +72,8 @@ async fn drive<H: Handler, D: Future<Output = ()>>(
     drain: &mut Drain<'_, D>,
     handler: &H,
 ) -> ConnEnd {
+    // What the heads of streams under way hold, in bytes.
+    let heads = Cell::new(0);
     let mut streams = FuturesUnordered::new();
     let mut clock = Clock { deadline: Deadline::default(), idle_since: Instant::now() };
     let mut draining = false;
@@ -82,7 +85,7 @@ async fn drive<H: Handler, D: Future<Output = ()>>(
             }
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    streams.push(stream(request, respond, scheme, limits, handler));
+                    streams.push(stream(request, respond, scheme, limits, &heads, handler));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -152,11 +155,12 @@ async fn stream<H: Handler>(
     mut respond: SendResponse<Bytes>,
     scheme: Scheme,
     limits: &Rc<Limits>,
+    heads: &Cell<usize>,
     handler: &H,
 ) {
     let (parts, body) = request.into_parts();
-    let (head, expect_continue) = match convert::request(&parts, scheme, limits) {
-        Ok(head) => head,
+    let (head, expect_continue, _held) = match take_head(&parts, scheme, limits, heads) {
+        Ok(taken) => taken,
         Err(refusal) => {
             handler.refused(&refusal);
             let mut response = http::Response::new(());
@@ -211,6 +215,37 @@ async fn stream<H: Handler>(
     let mut pump = Pump::new(std::mem::take(&mut response.body), sender, Some(limits.unread_timeout));
     // However it ends, the stream has been told.
     let _ = poll_fn(|cx| pump.poll(cx)).await;
+}
+
+/// Takes a request's head, if the heads of this connection leave room for it.
+fn take_head<'a>(
+    parts: &http::request::Parts,
+    scheme: Scheme,
+    limits: &Limits,
+    heads: &'a Cell<usize>,
+) -> Result<(Head, bool, Held<'a>), Refusal> {
+    let (head, expect_continue) = convert::request(parts, scheme, limits)?;
+    let size = head.wire_size();
+    if heads.get() + size > limits.h2_head_bytes {
+        return Err(Refusal::with(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "heads of this connection too large together",
+        ));
+    }
+    heads.set(heads.get() + size);
+    Ok((head, expect_continue, Held { heads, size }))
+}
+
+/// A head's share of what its connection's heads may hold.
+struct Held<'a> {
+    heads: &'a Cell<usize>,
+    size: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.heads.set(self.heads.get() - self.size);
+    }
 }
 
 fn ended_by(error: h2::Error) -> ConnEnd {
