@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::{
     Action, Fields, Generation, HeaderChange, HeaderOperation, Instance, Problems, Quotas, Rule, Template,
-    builtin, outputs, template::expression,
+    Variety, builtin, outputs, template::expression,
 };
 use crate::{
     adapters::{self, Handler, Shared},
@@ -68,6 +68,10 @@ pub fn compile(
         outputs: Arc::new(outputs::vocabulary(&vocabulary)),
         vocabulary,
         workloads: Arc::new(workloads),
+        wants_records: rules
+            .iter()
+            .flat_map(|rule| &rule.actions)
+            .any(|action| action.instance.template.variety() == Variety::Report && action.series.is_none()),
         rules,
         instances: instances.into_values().flatten().collect(),
         quotas,

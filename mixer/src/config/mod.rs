@@ -44,6 +44,7 @@ pub struct Generation {
     pub rules: Vec<Arc<Rule>>,
     /// Instances, for the next generation to fall back on.
     pub(crate) instances: Vec<Arc<Instance>>,
+    pub(crate) wants_records: bool,
     /// What requests are charged.
     pub quotas: Quotas,
     /// Running handlers, by full name.
@@ -105,6 +106,12 @@ pub struct HeaderOperation {
 }
 
 impl Generation {
+    /// Whether any rule makes report instances from records; if not, a record need not become a bag.
+    #[must_use]
+    pub fn wants_records(&self) -> bool {
+        self.wants_records
+    }
+
     /// Whether any rule could ever refuse a request.
     #[must_use]
     pub fn has_policy(&self) -> bool {

@@ -277,6 +277,10 @@ impl Session {
     }
 
     fn record(&self, record: Record, generation: &Generation) -> Result<(), Status> {
+        let traced = record.span.as_ref().is_some_and(|span| !span.trace_id.is_empty() && span.sampled);
+        if !traced && !generation.wants_records() {
+            return Ok(());
+        }
         let mut bag = Bag::new(&generation.vocabulary);
         let facts = record.facts.unwrap_or_default();
         self.facts(&facts, &mut bag)?;
@@ -338,6 +342,16 @@ impl Session {
                 ("x-b3-traceid", &span.trace_id),
                 ("x-b3-spanid", &span.span_id),
                 ("x-b3-parentspanid", &span.parent_span_id),
+                (
+                    "x-b3-sampled",
+                    if span.trace_id.is_empty() {
+                        ""
+                    } else if span.sampled {
+                        "1"
+                    } else {
+                        "0"
+                    },
+                ),
             ] {
                 if !value.is_empty() {
                     headers.push((name.into(), value.into()));
@@ -368,7 +382,7 @@ impl Session {
         }
         let method = method.clone();
         let (bag, _) = self.mixer.report(generation, bag, Feed::Records);
-        if let Some(span) = record.span.filter(|span| !span.trace_id.is_empty() && span.sampled) {
+        if let Some(span) = record.span.filter(|_| traced) {
             let cluster = self.word(facts.cluster)?.clone();
             self.mixer
                 .recorder
