@@ -51,10 +51,10 @@ fn record(number: u64, now: u64) -> Record {
         user_agent: 10,
         path: format!("/api/reviews/{}", number % 100),
         request_id: format!("id-{number}"),
-        span: (number % 100 == 0).then(|| Span {
+        span: (number.is_multiple_of(100)).then(|| Span {
             trace_id: format!("{number:032x}"),
             span_id: format!("{number:016x}"),
-            client: number % 200 == 0,
+            client: number.is_multiple_of(200),
             name: "reviews:9080/*".into(),
             sampled: true,
             ..Default::default()
