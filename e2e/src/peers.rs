@@ -39,7 +39,8 @@ pub fn build() -> anyhow::Result<()> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command.args(["build", "--locked", "--quiet", "--bins"]).current_dir(root());
-        for package in ["proxy", "pilot", "citadel", "mixer", "injector", "espresso-shop"] {
+        // With e2e among them the features are those that this very program was built with: nothing is built twice.
+        for package in ["proxy", "pilot", "citadel", "mixer", "injector", "espresso-shop", "e2e"] {
             command.args(["-p", package]);
         }
         if !cfg!(debug_assertions) {
