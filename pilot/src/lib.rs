@@ -4,8 +4,12 @@
 //! Kept true: no proxy is told anything before everything was read once; one bad object spoils nothing but itself.
 //! Not here: YAML and its checks (`mesh-config`), the decision per request (`mesh-traffic`).
 
+pub mod admin;
 pub mod ads;
-pub mod encode;
+pub mod cli;
+pub mod explain;
 pub mod model;
-pub mod translate;
 pub mod push;
+pub mod serve;
+pub mod tls_check;
+pub mod translate;

@@ -9,6 +9,7 @@ use super::{
     stream::{Delta, Sotw, Standing},
     wire,
 };
+use mesh_identity::grpc::ConnInfo;
 use mesh_runtime::drain::Watch;
 use std::{
     collections::BTreeMap,
@@ -37,6 +38,16 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Namespace and service account from its verified certificate; `None` on the plaintext port.
     pub identity: Option<(Arc<str>, Arc<str>)>,
+}
+
+impl Peer {
+    fn of(connection: &ConnInfo) -> Self {
+        let identity = connection.peer.as_ref().map(|peer| {
+            let id = peer.id();
+            (id.namespace().into(), id.service_account().into())
+        });
+        Self { address: Some(connection.remote), identity }
+    }
 }
 
 /// Standings of one stream, shared with whoever shows them.
@@ -148,11 +159,7 @@ impl<F: Form> StreamingService<F::Request> for Call<F> {
     fn call(&mut self, request: tonic::Request<Streaming<F::Request>>) -> Self::Future {
         let Ads { directory, drain } = self.0.clone();
         Box::pin(async move {
-            let peer = request
-                .extensions()
-                .get::<Peer>()
-                .cloned()
-                .unwrap_or_else(|| Peer { address: request.remote_addr(), identity: None });
+            let peer = request.extensions().get::<ConnInfo>().map(Peer::of).unwrap_or_default();
             let (out, responses) = mpsc::channel(1);
             tokio::spawn(async move {
                 tokio::select! {

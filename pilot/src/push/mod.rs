@@ -262,8 +262,11 @@ impl State {
         let own = Encoded::of(translator.own_part(&proxy, &outline), proxy.vhds, client.own.as_ref());
         let mut catalog = Catalog::new(self.push);
         for kind in Type::ALL {
-            let sources: Vec<_> =
-                [&clusters, &routes, &own].iter().map(|p| p.of_type(kind).clone()).filter(|r| !r.is_empty()).collect();
+            let sources: Vec<_> = [&clusters, &routes, &own]
+                .iter()
+                .map(|p| p.of_type(kind).clone())
+                .filter(|r| !r.is_empty())
+                .collect();
             catalog = catalog.with(kind, merge(&mut client.merged[kind.index()], sources));
         }
         client.own = Some(own);

@@ -55,7 +55,8 @@ impl Claim {
             _ => return Err(wrong("unknown role")),
         };
         let (pod, namespace_of_id) = name.rsplit_once('.').unwrap_or((name, ""));
-        let field = |key: &str| node.metadata.as_ref().and_then(|m| m.fields.get(key)).and_then(|v| v.kind.as_ref());
+        let field =
+            |key: &str| node.metadata.as_ref().and_then(|m| m.fields.get(key)).and_then(|v| v.kind.as_ref());
         let text = |key: &str| match field(key) {
             Some(wire::Kind::StringValue(s)) if !s.is_empty() => Some(s.as_str()),
             _ => None,
@@ -96,7 +97,8 @@ impl Claim {
             addresses,
             labels: Arc::new(labels),
             service_account: text("SERVICE_ACCOUNT").map(Into::into),
-            capture: text("INTERCEPTION_MODE").map(|m| if m == "NONE" { Capture::None } else { Capture::Redirect }),
+            capture: text("INTERCEPTION_MODE")
+                .map(|m| if m == "NONE" { Capture::None } else { Capture::Redirect }),
             vhds: text("CREMA_VHDS") == Some("true"),
         })
     }

@@ -5,10 +5,13 @@
 
 use crate::{
     ads::catalog::{self, Resources, Type},
-    encode,
     translate::{Made, Part},
 };
-use mesh_traffic::{RouteConfiguration, VirtualHost, names::Name};
+use mesh_traffic::{
+    RouteConfiguration, VirtualHost,
+    names::Name,
+    wire::encode::{self, Resource},
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Resources of one part by type.
@@ -52,18 +55,22 @@ impl Encoded {
 fn each<T, M>(
     made: &BTreeMap<Name, Made<T>>,
     before: Option<&Arc<Resources>>,
-    encode: impl Fn(&Name, &T) -> M,
+    message: impl Fn(&Name, &T) -> M,
 ) -> Arc<Resources>
 where
-    M: prost::Message + Default + PartialEq,
+    M: Resource,
 {
     let one = |(name, made): (&Name, &Made<T>)| {
         let old = before.and_then(|b| b.get(name));
-        (name.clone(), catalog::Encoded::of(&encode(name, &made.value), made.sources.clone(), old))
+        let bytes = encode::bytes(&message(name, &made.value)).into();
+        (name.clone(), catalog::Encoded::of(bytes, made.sources.clone(), old))
     };
     let now: Resources = made.iter().map(one).collect();
     match before {
-        Some(old) if old.len() == now.len() && old.iter().zip(&now).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1)) => {
+        Some(old)
+            if old.len() == now.len()
+                && old.iter().zip(&now).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1)) =>
+        {
             old.clone()
         }
         _ => Arc::new(now),
@@ -81,7 +88,10 @@ fn split(tables: &Tables) -> (Tables, Hosts) {
         for host in &made.value.virtual_hosts {
             let mut sources: Vec<_> = host.routes.iter().filter_map(|r| label(r)).collect();
             sources.dedup();
-            hosts.insert(format!("{name}/{}", host.name).into(), Made::from(VirtualHost::clone(host), sources));
+            hosts.insert(
+                format!("{name}/{}", host.name).into(),
+                Made::from(VirtualHost::clone(host), sources),
+            );
         }
         let table = RouteConfiguration { virtual_hosts: Vec::new(), vhds: true, ..made.value.clone() };
         bare.insert(name.clone(), Made::from(table, Vec::new()));

@@ -1,0 +1,116 @@
+//! `pilot serve`: reads a directory, serves xDS on its ports, answers questions on the admin port.
+//!
+//! In: flags. Out: a process that runs until SIGTERM. Kept true: nothing is served before everything was read once;
+//! readiness says what is missing. Not here: what is served (`push`), the questions (`admin`).
+
+use crate::{admin, ads::server::Ads, push::Pusher};
+use anyhow::Context as _;
+use mesh_config::source::{DirOptions, watch_dir};
+use mesh_identity::{
+    grpc,
+    tls::{ClientAuth, ServerTls},
+    workload,
+};
+use mesh_runtime::{CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, shutdown};
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Flags of `pilot serve`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Flags of every command that runs.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// How pilot gets its own certificate.
+    #[command(flatten)]
+    pub ca: CaClientArgs,
+    /// Directory with the mesh's YAML: Istio's kinds, Services, EndpointSlices, Pods; watched while running
+    #[arg(long, env = "CONFIG", value_name = "DIR")]
+    pub config: PathBuf,
+    /// Where to serve xDS without TLS; proxies are taken at their word there, so keep it on loopback
+    #[arg(long, env = "XDS_PLAINTEXT", value_name = "IP:PORT")]
+    pub xds_plaintext: Option<SocketAddr>,
+    /// Where to serve xDS over mutual TLS; a proxy gets only what is its own there
+    #[arg(long, env = "XDS_TLS", value_name = "IP:PORT")]
+    pub xds_tls: Option<SocketAddr>,
+}
+
+/// Runs until a signal.
+///
+/// # Errors
+/// When a port cannot be opened, or a flag is not what it should be; the text names it.
+pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let log = args.common.init_logs()?;
+    anyhow::ensure!(
+        args.xds_plaintext.is_some() || args.xds_tls.is_some(),
+        "nothing to serve: set --xds-plaintext or --xds-tls"
+    );
+    anyhow::ensure!(args.config.is_dir(), "--config {}: not a directory", args.config.display());
+    let readiness = Readiness::new();
+    let metrics = Metrics::for_process("pilot");
+    let (trigger, watch) = drain::new();
+    let signals = shutdown::Signals::new()?;
+
+    let pusher = Pusher::new();
+    admin::metrics(&metrics, &pusher);
+    let synced = readiness.condition("configuration", "the directory has not been read yet");
+    let drained = watch.clone();
+    let (reader, reading) =
+        watch_dir(args.config.clone(), DirOptions::default(), async move { drained.signaled().await });
+    tokio::spawn(reading);
+    let mut first = reader.clone();
+    tokio::spawn(async move {
+        first.synced().await;
+        synced.met();
+    });
+    tokio::spawn(pusher.clone().follow(reader.clone()));
+
+    let bound = Admin::new("pilot", readiness.clone(), metrics.clone(), log)
+        .routes(admin::router(pusher.clone(), reader))
+        .bind(args.common.admin_or_loopback(15014))?;
+    tokio::spawn(bound.serve(watch.clone()));
+
+    let service = Ads::new(std::sync::Arc::new(pusher), watch.clone());
+    let server = || {
+        tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
+            .add_service(service.clone())
+    };
+    if let Some(address) = args.xds_plaintext {
+        let listener = listen::bind(address)?;
+        if !listen::is_loopback(address.ip()) {
+            tracing::warn!(%address, "xDS without TLS is open beyond this host: whoever reaches it is taken at its word");
+        }
+        let incoming = grpc::incoming_plain(listener, grpc::Limits::default(), watch.clone());
+        let (server, drained) = (server(), watch.clone());
+        tracing::info!(%address, "serving xDS without TLS");
+        tokio::spawn(async move {
+            let end = server.serve_with_incoming_shutdown(incoming, async { drained.signaled().await }).await;
+            report(end);
+        });
+    }
+    if let Some(address) = args.xds_tls {
+        let listener = listen::bind(address)?;
+        let condition = readiness.condition("certificate", "citadel has not answered yet");
+        let store = workload::start(&args.ca, None, Some(address.ip()), &metrics, condition, watch.clone())
+            .map_err(anyhow::Error::msg)
+            .context("certificate of pilot")?;
+        let tls = ServerTls::grpc(ClientAuth::Required);
+        let incoming = grpc::incoming(listener, store, tls, grpc::Limits::default(), watch.clone());
+        let (server, drained) = (server(), watch.clone());
+        tracing::info!(%address, "serving xDS over mutual TLS");
+        tokio::spawn(async move {
+            let end = server.serve_with_incoming_shutdown(incoming, async { drained.signaled().await }).await;
+            report(end);
+        });
+    }
+    drop(watch);
+    signals.drain_on_signal(trigger, args.common.grace()).await;
+    Ok(())
+}
+
+fn report(end: Result<(), tonic::transport::Error>) {
+    if let Err(error) = end {
+        tracing::error!(error = grpc::causes(&error), "an xDS port has stopped");
+    }
+}
