@@ -29,7 +29,8 @@ pub struct Limits {
     pub unread_timeout: Duration,
     /// How much of an unread request body is thrown away to keep the connection after an early answer. Default 64 KiB.
     pub discard_bytes: u64,
-    /// How much is read at once into a body, in bytes. Heads are read in pieces of 4 KiB. Default 16 KiB.
+    /// How much of a body is read at once, in bytes; of one with much more to come four times that. Heads are read in pieces of 4 KiB.
+    /// Default 16 KiB. At least 1 KiB makes sense.
     pub read_buffer: usize,
     /// Whether a client that has closed its direction (FIN) still waits for its answer; else that cancels the request.
     /// Default yes: closing one direction is legal, and a client that is really gone answers our first byte with a reset.

@@ -109,10 +109,15 @@ impl Wire {
     pub(crate) fn poll_fill(&self, cx: &mut Context<'_>, read: &mut ReadSide) -> Poll<io::Result<usize>> {
         let mut io = self.io.borrow_mut();
         let Some(io) = io.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        if read.buffer.capacity() - read.buffer.len() < 1024 {
-            // An idle connection holds this much, so heads start small.
-            let more = if read.decoder.is_done() { HEAD_READ } else { self.limits.read_buffer };
-            read.buffer.reserve(more);
+        // An idle connection holds what was reserved, so heads start small; a long body is read in larger pieces.
+        let most = self.limits.read_buffer;
+        let want = match read.decoder.remaining() {
+            Some(0) => HEAD_READ.min(most),
+            Some(left) => usize::try_from(left).unwrap_or(usize::MAX).clamp(HEAD_READ.min(most), 4 * most),
+            None => most,
+        };
+        if read.buffer.capacity() - read.buffer.len() < want / 4 {
+            read.buffer.reserve(want);
         }
         let size = std::task::ready!(pin!(io.read_buf(&mut read.buffer)).poll(cx))?;
         if size == 0 {

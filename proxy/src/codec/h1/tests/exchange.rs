@@ -329,3 +329,49 @@ async fn an_http10_client_gets_what_it_understands() {
         assert_eq!(got, want, "{ask}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_leaves_is_framed_anew_whatever_came_in() {
+    let start = "POST /p HTTP/1.1\nHost: App:80\n";
+    for (came, left) in [
+        ("\n", "content-length: 0\n\n"),
+        ("Content-Length: 0\n\n", "content-length: 0\n\n"),
+        ("Content-Length: 2\n\nhi", "content-length: 2\n\nhi"),
+        ("X-A: 1\nContent-Length: 2\nX-B:\t2  \n\nhi", "x-a: 1\nx-b: 2\ncontent-length: 2\n\nhi"),
+        ("Transfer-Encoding: CHUNKED\n\n0002;x=y\nhi\n000\n\n", "transfer-encoding: chunked\n\n2\nhi\n0\n\n"),
+        (
+            "Transfer-Encoding: chunked\n\n1\nh\n1\ni\n0\nX-Sum: 3\nContent-Length: 9\n\n",
+            "transfer-encoding: chunked\n\n2\nhi\n0\nx-sum: 3\n\n",
+        ),
+        (
+            "Connection: close, x-hop\nX-Hop: 1\nKeep-Alive: 5\nContent-Length: 2\n\nhi",
+            "content-length: 2\n\nhi",
+        ),
+        ("Expect: 100-Continue\nContent-Length: 2\n\nhi", "content-length: 2\n\nhi"),
+        ("TE: trailers\nContent-Length: 2\n\nhi", "te: trailers\nconnection: te\ncontent-length: 2\n\nhi"),
+        (
+            "Upgrade: h2c\nConnection: upgrade, http2-settings\nHTTP2-Settings: x\nContent-Length: 2\n\nhi",
+            "content-length: 2\n\nhi",
+        ),
+        ("Trailer: x\nProxy-Connection: close\nContent-Length: 2\n\nhi", "content-length: 2\n\nhi"),
+    ] {
+        let (near, mut app) = tokio::io::duplex(4096);
+        let upstream = RefCell::new(Some(client(near).0));
+        let forward = async |request: Request| {
+            let conn = upstream.borrow_mut().take().expect("one request");
+            conn.send(request).await.unwrap_or_else(|_| Response::new(StatusCode::BAD_GATEWAY))
+        };
+        let forward = |request| forward(request);
+        let want = format!("POST /p HTTP/1.1\nhost: App:80\n{left}");
+        let application = async {
+            let got = read_until(&mut app, &want).await;
+            app.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("open");
+            got
+        };
+        let serve = http1();
+        let text = format!("{start}{came}");
+        let (got, (_, answer)) = tokio::join!(application, beside(&serve, &forward, |io| talk(io, &text)));
+        assert_eq!(got, want);
+        assert!(answer.contains("HTTP/1.1 204 No Content\n"), "{came}: {answer}");
+    }
+}
