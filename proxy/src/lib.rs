@@ -4,6 +4,12 @@
 //! Not here: where configuration comes from (`pilot`), certificates' issuer (`citadel`).
 
 pub mod admin;
+pub mod balance;
 pub mod bootstrap;
 pub mod codec;
+pub mod http;
+pub mod listen;
+pub mod tcp;
+pub mod telemetry;
+pub mod worker;
 pub mod xds;

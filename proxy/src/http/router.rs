@@ -1,0 +1,397 @@
+//! The end of the filters: the route's action, with retries and timeouts around the tries.
+//!
+//! In: a chosen route and the request. Out: the upstream's answer, or one of our own that says why there is none. Kept true: the route's
+//! timeout spans all tries and the whole answer; a request is sent again only by its policy, or when the application surely
+//! never saw it. Not here: picking and pooling (`balance`).
+
+use std::{
+    rc::Rc,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use mesh_traffic::{
+    Choice, Reply, ResponseFlags, RouteConfiguration,
+    balance::hash,
+    cluster::{Discovery, Protocol},
+    names::Direction,
+    plan,
+    retry::{Outcome, RetryOn, RetryPolicy},
+    route::{Action, Forward, HashPolicy},
+};
+use tokio::time::{Instant, Sleep};
+
+use super::{
+    connect::original_destination,
+    cors,
+    exchange::{Exchange, Upstream},
+    headers, local, mirror,
+    replay::Replay,
+};
+use crate::{
+    balance::{ClusterState, Failure, Host, InFlight, Kind, connect::Spoken, outlier::Sign, overflow, pool},
+    codec::{Body, BodyError, Frame, Head, Known, Method, Request, Response, Source, Version},
+    worker::View,
+};
+
+/// Carries out a route.
+pub async fn route(
+    exchange: &Rc<Exchange>,
+    view: &Rc<View>,
+    configuration: &RouteConfiguration,
+    choice: &Choice<'_>,
+    mut request: Request,
+) -> Response {
+    if choice.host.require_tls && !exchange.conn.tls {
+        let mut reply = Reply::new(301, ResponseFlags::NONE, "https_redirect", "");
+        let host = request.head.authority();
+        let host = host.strip_suffix(":80").unwrap_or(host);
+        reply.location = Some(format!("https://{host}{}", request.head.path()));
+        return local(exchange, reply);
+    }
+    let Action::Forward(forward) = &choice.route.action else {
+        let reply = plan::own_answer(choice.route, &request.head).unwrap_or_else(Reply::no_route);
+        let mut response = local(exchange, reply);
+        let ops = [&choice.route.headers, &choice.host.headers, &configuration.headers];
+        ops.iter().for_each(|ops| headers::apply(&mut response.head, &ops.response));
+        return response;
+    };
+    let worker = &exchange.conn.worker;
+    let (name, arm) = plan::target(forward, worker.random());
+    exchange.story.borrow_mut().cluster = Some(name.clone());
+    let Some(state) = worker.cluster(view, name) else {
+        let status = if forward.cluster_not_found == 0 { 503 } else { forward.cluster_not_found };
+        return local(exchange, Reply::no_cluster(status));
+    };
+    exchange.story.borrow_mut().service = state.cluster().service.clone();
+    let timeout = overrides(exchange, &mut request.head).or_else(|| plan::timeout(forward, &request.head));
+    let policy = policy(exchange, forward, &mut request.head);
+    let hash = hash_of(exchange, forward, &request.head);
+    let asked = forward.cors.as_ref().map(|_| request.head.clone());
+
+    // What is sent upstream: the most specific level first, so that the route beats the destination (Istio).
+    let head = &mut request.head;
+    let levels = [
+        arm.map(|arm| &arm.headers),
+        Some(&choice.route.headers),
+        Some(&choice.host.headers),
+        Some(&configuration.headers),
+    ];
+    if let Some(host) = arm.and_then(|arm| arm.host_rewrite.as_ref()).or(forward.host_rewrite.as_ref()) {
+        head.set_authority(host);
+    }
+    for level in levels.into_iter().flatten() {
+        headers::apply(head, &level.request);
+    }
+    if let Some(path) = plan::rewritten_path(forward, &choice.route.matcher, head.path()) {
+        let original = head.path().to_owned();
+        head.set("x-envoy-original-path", original);
+        head.set_path(&path);
+    }
+    if let Some(timeout) = timeout {
+        head.set(Known::XEnvoyExpectedRqTimeoutMs, timeout.as_millis().to_string());
+    }
+    if exchange.manager.direction == Direction::Inbound {
+        head.remove(Known::XEnvoyDecoratorOperation);
+    } else if let Some(operation) =
+        choice.route.operation.as_ref().filter(|_| exchange.manager.tracing.is_some())
+    {
+        head.set(Known::XEnvoyDecoratorOperation, &**operation);
+    }
+    let upgrade = head.upgrade().map(<[u8]>::to_vec);
+    if let Some(wanted) = &upgrade
+        && !exchange.manager.upgrades.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(wanted))
+    {
+        head.clear_upgrade();
+    }
+
+    let request = mirror::send(exchange, view, forward, request).await;
+    let started = Instant::now();
+    let deadline = timeout.map(|timeout| started + timeout);
+    let attempt_count = choice.host.include_attempt_count;
+    let mut tries = Tries { exchange, view, state: &state, policy: &policy, hash, deadline, attempt_count };
+    let answer = tries.run(request).await;
+    let mut response = match answer {
+        Ok(response) => {
+            let mut story = exchange.story.borrow_mut();
+            if story.detail.is_empty() {
+                story.detail = "via_upstream".into();
+            }
+            drop(story);
+            limit(exchange, response, deadline)
+        }
+        Err(failure) => {
+            if failure.kind == Kind::Timeout {
+                state.common.stats.timeouts.fetch_add(1, Ordering::Relaxed);
+            }
+            let mut story = exchange.story.borrow_mut();
+            if matches!(failure.kind, Kind::Connect | Kind::ConnectTimeout) {
+                story.transport_failure.clone_from(&failure.why);
+            }
+            drop(story);
+            tracing::debug!(cluster = %state.cluster().name, kind = ?failure.kind, why = %failure.why, "no answer");
+            return local(exchange, failure.reply());
+        }
+    };
+    let millis = started.elapsed().as_millis();
+    response.head.set("x-envoy-upstream-service-time", millis.to_string());
+    for level in levels.into_iter().flatten() {
+        headers::apply(&mut response.head, &level.response);
+    }
+    if let (Some(cors), Some(asked)) = (&forward.cors, &asked) {
+        cors::grant(cors, asked, &mut response.head);
+    }
+    response
+}
+
+/// `x-envoy-upstream-rq-timeout-ms`, from an application that may say so.
+fn overrides(exchange: &Exchange, head: &mut Head) -> Option<Duration> {
+    let asked = head.get_str("x-envoy-upstream-rq-timeout-ms").and_then(|ms| ms.parse().ok());
+    head.remove("x-envoy-upstream-rq-timeout-ms");
+    asked.filter(|ms| *ms > 0 && !exchange.manager.use_remote_address).map(Duration::from_millis)
+}
+
+fn policy(exchange: &Exchange, forward: &Forward, head: &mut Head) -> RetryPolicy {
+    let mut policy = forward.retry.clone().unwrap_or(RetryPolicy { attempts: 0, ..RetryPolicy::default() });
+    let asked = head.get_str("x-envoy-retry-on").and_then(|on| RetryOn::parse(on).ok());
+    let most = head.get_str("x-envoy-max-retries").and_then(|n| n.parse::<u32>().ok());
+    head.remove("x-envoy-retry-on");
+    head.remove("x-envoy-max-retries");
+    if !exchange.manager.use_remote_address {
+        if let Some((on, codes)) = asked {
+            policy.on = policy.on.with(on);
+            policy.codes.extend(codes);
+            policy.attempts = policy.attempts.max(1);
+        }
+        if let Some(most) = most {
+            policy.attempts = most.min(25);
+        }
+    }
+    policy
+}
+
+fn hash_of(exchange: &Exchange, forward: &Forward, head: &Head) -> Option<u64> {
+    forward.hash.iter().find_map(|policy| match policy {
+        HashPolicy::Header(name) => head.get_joined(&**name).map(|value| hash(&value)),
+        HashPolicy::SourceIp => Some(hash(exchange.conn.remote.ip().to_string().as_bytes())),
+        HashPolicy::Query(name) => head.query().and_then(|query| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.find(|(key, _)| *key == &**name).map(|(_, value)| hash(value.as_bytes()))
+        }),
+        HashPolicy::Cookie { name, .. } => head.get_all(Known::Cookie).find_map(|line| {
+            let line = std::str::from_utf8(line).ok()?;
+            let mut pairs = line.split(';').filter_map(|pair| pair.trim().split_once('='));
+            pairs.find(|(key, _)| *key == &**name).map(|(_, value)| hash(value.as_bytes()))
+        }),
+    })
+}
+
+/// The tries of one request.
+pub struct Tries<'a> {
+    /// Whose request it is.
+    pub exchange: &'a Rc<Exchange>,
+    /// The configuration.
+    pub view: &'a Rc<View>,
+    /// The cluster.
+    pub state: &'a Rc<ClusterState>,
+    /// When to try again.
+    pub policy: &'a RetryPolicy,
+    /// Key of a consistent hash.
+    pub hash: Option<u64>,
+    /// When the route's timeout is over.
+    pub deadline: Option<Instant>,
+    /// Numbers the tries for the upstream.
+    pub attempt_count: bool,
+}
+
+impl Tries<'_> {
+    /// Sends the request until there is an answer to give.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn run(&mut self, request: Request) -> Result<Response, Failure> {
+        let Some(deadline) = self.deadline else { return self.all(request).await };
+        match tokio::time::timeout_at(deadline, self.all(request)).await {
+            Ok(result) => result,
+            Err(_) => {
+                let failure = Failure::new(Kind::Timeout, "the route's timeout has passed");
+                if let Some(upstream) = &self.exchange.story.borrow().upstream {
+                    let slow = self.state.hosts().find(|(host, _)| host.address() == Some(upstream.address));
+                    if let Some((host, _)) = slow {
+                        self.state.note(&host, Sign::Local);
+                    }
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn all(&self, request: Request) -> Result<Response, Failure> {
+        let Request { mut head, body } = request;
+        let replay = Replay::new(body);
+        let mut tried: Vec<Rc<Host>> = Vec::new();
+        let mut retry = 0;
+        let stats = &self.state.common.stats;
+        let mut _place = None;
+        loop {
+            self.exchange.story.borrow_mut().attempts = retry + 1;
+            if self.attempt_count {
+                head.set(Known::XEnvoyAttemptCount, (retry + 1).to_string());
+            }
+            let result = self.one(&head, &replay, &mut tried).await;
+            let outcome = match &result {
+                Ok(response) => Some(Outcome::Answered {
+                    status: response.head.status().as_u16(),
+                    grpc: response.head.get_str(Known::GrpcStatus).and_then(|code| code.parse().ok()),
+                }),
+                Err(failure) => failure.outcome(),
+            };
+            let wanted =
+                self.policy.attempts > 0 && outcome.is_some_and(|outcome| self.policy.wants(outcome));
+            if !wanted {
+                return result;
+            }
+            if retry >= self.policy.attempts {
+                self.exchange.flag(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+                return result;
+            }
+            if !replay.again() {
+                stats.retry_body_too_large.fetch_add(1, Ordering::Relaxed);
+                return result;
+            }
+            _place = None;
+            _place = self.state.common.usage.retry();
+            if _place.is_none() {
+                let _ = overflow(self.state, "maxRetries");
+                self.exchange.flag(ResponseFlags::UPSTREAM_OVERFLOW);
+                return result;
+            }
+            retry += 1;
+            stats.retries.fetch_add(1, Ordering::Relaxed);
+            drop(self.exchange.held.borrow_mut().take());
+            drop(result);
+            let wait = self.policy.backoff(retry, self.exchange.conn.worker.fraction());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One try, within its own timeout.
+    async fn one(
+        &self,
+        head: &Head,
+        replay: &Replay,
+        tried: &mut Vec<Rc<Host>>,
+    ) -> Result<Response, Failure> {
+        let host = self.pick(head, tried).await?;
+        tried.push(Rc::clone(&host));
+        let sending = self.send(&host, head, replay);
+        let result = match self.policy.per_try {
+            None => sending.await,
+            Some(limit) => tokio::time::timeout(limit, sending)
+                .await
+                .unwrap_or_else(|_| Err(Failure::new(Kind::TryTimeout, "the try's timeout has passed"))),
+        };
+        let sign = match &result {
+            Ok(response) => Some(Sign::Status(response.head.status().as_u16())),
+            Err(failure) => failure.sign(),
+        };
+        if let Some(sign) = sign {
+            self.state.note(&host, sign);
+        }
+        result
+    }
+
+    async fn pick(&self, head: &Head, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
+        if matches!(self.state.cluster().discovery, Discovery::OriginalDst) {
+            let address = original_destination(&self.exchange.conn, head.authority(), false).await?;
+            return Ok(self.state.original(address));
+        }
+        let avoid = if self.policy.avoid_previous && self.hash.is_none() { tried } else { &[] };
+        let picks = self.policy.max_picks.max(1);
+        self.state.pick(|| self.exchange.conn.worker.random(), self.hash, avoid, picks)
+    }
+
+    async fn send(&self, host: &Rc<Host>, head: &Head, replay: &Replay) -> Result<Response, Failure> {
+        let worker = &self.exchange.conn.worker;
+        let spoken = spoken(self.state, head);
+        let in_flight = InFlight::new(self.state, host)?;
+        *self.exchange.held.borrow_mut() = Some(in_flight);
+        let mut again = true;
+        loop {
+            let leased = pool::acquire(worker, self.view, self.state, host, spoken).await?;
+            {
+                let mut story = self.exchange.story.borrow_mut();
+                story.upstream = Some(Upstream {
+                    address: leased.ends.remote,
+                    local: leased.ends.local,
+                    principal: leased.ends.principal.clone(),
+                    mutual: leased.ends.mutual,
+                });
+            }
+            self.state.common.stats.requests.fetch_add(1, Ordering::Relaxed);
+            let reused = leased.reused;
+            let error = match leased.send(Request { head: head.clone(), body: replay.body() }).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            // A warm connection may have been closed just as it was taken. RFC 9110 §9.2.2 lets safe methods go again.
+            let safe = matches!(*head.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+            let unseen = error.never_seen() || (safe && !error.answered);
+            if !(reused && again && unseen && replay.again()) {
+                return Err(Failure::of_send(&error));
+            }
+            again = false;
+        }
+    }
+}
+
+fn spoken(state: &ClusterState, head: &Head) -> Spoken {
+    if head.upgrade().is_some() {
+        return Spoken::Http1;
+    }
+    match state.cluster().protocol {
+        Protocol::Http1 => Spoken::Http1,
+        Protocol::Http2 => Spoken::Http2,
+        Protocol::Auto => Spoken::Either,
+        Protocol::Downstream if head.version() == Version::Http2 => Spoken::Http2,
+        Protocol::Downstream => Spoken::Http1,
+    }
+}
+
+/// Ends an answer that is still streaming when the route's timeout passes.
+fn limit(exchange: &Rc<Exchange>, mut response: Response, deadline: Option<Instant>) -> Response {
+    let Some(deadline) = deadline.filter(|_| response.upgraded.is_none() && !response.body.is_empty()) else {
+        return response;
+    };
+    let rest = std::mem::replace(&mut response.body, Body::empty());
+    let limited =
+        Limited { rest, sleep: Box::pin(tokio::time::sleep_until(deadline)), exchange: Rc::clone(exchange) };
+    response.body = Body::from_source(Box::new(limited));
+    response
+}
+
+struct Limited {
+    rest: Body,
+    sleep: std::pin::Pin<Box<Sleep>>,
+    exchange: Rc<Exchange>,
+}
+
+impl Source for Limited {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if let Poll::Ready(next) = self.rest.poll_frame(cx) {
+            return Poll::Ready(next);
+        }
+        std::task::ready!(std::future::Future::poll(self.sleep.as_mut(), cx));
+        self.exchange.flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT);
+        Poll::Ready(Some(Err(BodyError::TimedOut)))
+    }
+
+    fn exact_len(&self) -> Option<u64> {
+        self.rest.exact_len()
+    }
+
+    fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        self.rest.poll_progress(cx);
+    }
+}

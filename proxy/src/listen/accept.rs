@@ -1,0 +1,281 @@
+//! From the accept queue to a filter chain.
+//!
+//! In: a listening socket. Out: each connection inspected, matched, secured and served. Kept true: the loop survives every accept error
+//! without spinning; one bad connection ends alone. Not here: sockets' lifecycle (`listen`), HTTP (`http`), bytes (`tcp`).
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mesh_traffic::{
+    Listener,
+    listener::{Codec, ConnectionFacts, FilterChain, HttpManager, Terminal, Transport},
+    names::Direction,
+    rbac::Verdict,
+};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Active, Downstream, Rewound, inspect, tls};
+use crate::{
+    codec::{Handler, Io, Limits, Protocol, Refusal, Request, Response, Scheme, Serve},
+    http, tcp,
+    telemetry::stats::ListenerStats,
+    worker::{View, Worker},
+};
+
+/// Accepts until the listener is removed or the proxy drains; what already waits in the queue is still served.
+pub async fn run(worker: Rc<Worker>, active: Rc<Active>, socket: TcpListener) {
+    let name = active.now.borrow().name.clone();
+    let stats = worker.shared.stats.listener(&name);
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let accepted = tokio::select! {
+            () = active.until_removed() => break,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, remote)) => {
+                pause = Duration::from_millis(5);
+                start(&worker, &active, &stats, stream, remote);
+            }
+            // The client was faster in leaving than we in accepting.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) => {
+                stats.accept_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(listener = %name, %error, "accepting failed; raise the limit of open files if there are too many");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(500));
+            }
+        }
+    }
+    // Closing a socket resets what waits in its queue.
+    while let Some(Ok((stream, remote))) = futures::FutureExt::now_or_never(socket.accept()) {
+        start(&worker, &active, &stats, stream, remote);
+    }
+}
+
+/// Open connections of the process, counted down when dropped.
+struct Open(Arc<crate::worker::Shared>, Arc<ListenerStats>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        self.1.connections_active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn start(
+    worker: &Rc<Worker>,
+    active: &Rc<Active>,
+    stats: &Arc<ListenerStats>,
+    stream: TcpStream,
+    remote: SocketAddr,
+) {
+    let shared = &worker.shared;
+    stats.connections_total.fetch_add(1, Ordering::Relaxed);
+    let open = AtomicU64::fetch_add(&shared.connections, 1, Ordering::AcqRel);
+    stats.connections_active.fetch_add(1, Ordering::Relaxed);
+    let guard = Open(Arc::clone(shared), Arc::clone(stats));
+    if open >= shared.settings.max_connections {
+        stats.overflows.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let (worker, active, stats) = (Rc::clone(worker), Rc::clone(active), Arc::clone(stats));
+    tokio::task::spawn_local(async move {
+        let _guard = guard;
+        let _ = stream.set_nodelay(true);
+        connection(worker, active, stats, stream, remote).await;
+    });
+}
+
+async fn connection(
+    worker: Rc<Worker>,
+    active: Rc<Active>,
+    stats: Arc<ListenerStats>,
+    mut stream: TcpStream,
+    remote: SocketAddr,
+) {
+    let mut listener = Arc::clone(&active.now.borrow());
+    let Ok(bound) = stream.local_addr() else { return };
+    let captured = (listener.inspect.original_dst || listener.use_original_dst)
+        .then(|| original_destination(&stream))
+        .flatten()
+        .filter(|original| *original != bound);
+    let local = captured.unwrap_or(bound);
+    let view = worker.view();
+    if listener.use_original_dst
+        && let Some(other) = hand_over(&view, &listener, local)
+    {
+        listener = other;
+    }
+    let looks = listener.inspect;
+    let (transport, server_name, protocols, before) = if looks.tls || looks.http {
+        let wait = inspect::patience(&listener);
+        let Some(seen) = inspect::look(&mut stream, wait, looks.tls, looks.http).await else { return };
+        (seen.transport, seen.server_name, seen.protocols, seen.before)
+    } else {
+        (Transport::Raw, String::new(), Vec::new(), bytes::Bytes::new())
+    };
+    let offered: Vec<&str> = protocols.iter().map(String::as_str).collect();
+    let facts = ConnectionFacts {
+        destination: local,
+        source: remote,
+        transport,
+        server_name: &server_name,
+        protocols: &offered,
+    };
+    let Some(chain) = listener.chain_or_default(&facts).cloned() else {
+        stats.no_chain.fetch_add(1, Ordering::Relaxed);
+        reset(&stream);
+        tcp::refused(&worker, &listener.access_log, remote, local, &server_name);
+        return;
+    };
+    let stream = Rewound::new(before, stream);
+    let mut conn = Downstream {
+        id: worker.next_connection(),
+        worker,
+        stats,
+        remote,
+        local,
+        captured,
+        peer: None,
+        identity: None,
+        principal: None,
+        server_name,
+        inbound: listener.direction == Direction::Inbound,
+        tls: false,
+    };
+    match &chain.tls {
+        None => serve(conn, &active, &view, &chain, Protocol::Detect, stream).await,
+        Some(settings) => {
+            let accepted =
+                tls::accept(&conn.worker.shared, &view.snapshot, settings, &protocols, stream).await;
+            let accepted = match accepted {
+                Ok(accepted) => accepted,
+                Err(why) => {
+                    conn.stats.tls_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(listener = %listener.name, %remote, %why, "TLS handshake failed");
+                    return;
+                }
+            };
+            conn.tls = true;
+            if let Some(peer) = &accepted.peer {
+                conn.identity = Some(peer.id().as_str().to_owned());
+                conn.principal = Some(peer.id().principal().into());
+            }
+            conn.peer = accepted.peer;
+            if conn.server_name.is_empty() {
+                conn.server_name = accepted.sni.unwrap_or_default();
+            }
+            let protocol = match accepted.alpn.as_deref() {
+                Some(b"h2" | b"istio-h2") => Protocol::Http2,
+                Some(b"http/1.1" | b"istio-http/1.1") => Protocol::Http1,
+                _ => Protocol::Detect,
+            };
+            serve(conn, &active, &view, &chain, protocol, accepted.stream).await;
+        }
+    }
+}
+
+async fn serve(
+    conn: Downstream,
+    active: &Active,
+    view: &Rc<View>,
+    chain: &FilterChain,
+    protocol: Protocol,
+    io: impl Io,
+) {
+    for rbac in &chain.rbac {
+        if matches!(rbac.check_connection(&conn.rbac_peer()), Verdict::Denied(_)) && !rbac.shadow {
+            tracing::debug!(remote = %conn.remote, chain = %chain.name, "connection denied by policy");
+            return;
+        }
+    }
+    let conn = Rc::new(conn);
+    let drain = conn.worker.shared.drain.clone();
+    let ending = async {
+        tokio::select! {
+            () = drain.signaled() => {}
+            () = active.until_removed() => {}
+        }
+    };
+    match &chain.terminal {
+        Terminal::Tcp(proxy) => tcp::serve(&conn, view, proxy, io).await,
+        Terminal::Http(manager) => {
+            let protocol = match manager.codec {
+                Codec::Auto => protocol,
+                Codec::Http1 => Protocol::Http1,
+                Codec::Http2 => Protocol::Http2,
+            };
+            let scheme = if conn.tls { Scheme::Https } else { Scheme::Http };
+            let limits = Rc::new(limits(manager));
+            let handler = Http { conn: Rc::clone(&conn), manager: Arc::clone(manager) };
+            let end = Serve { protocol, scheme, limits }.run(io, ending, &handler).await;
+            tracing::trace!(remote = %conn.remote, ?end, "connection ended");
+        }
+    }
+}
+
+/// What clients of a listener may ask.
+fn limits(manager: &HttpManager) -> Limits {
+    let base = if manager.use_remote_address { Limits::gateway() } else { Limits::sidecar() };
+    let given = |time: Duration, or: Duration| if time.is_zero() { or } else { time };
+    Limits {
+        head_bytes: usize::try_from(manager.max_head_kib).unwrap_or(60).max(1) * 1024,
+        head_timeout: given(manager.headers_timeout, base.head_timeout),
+        idle_timeout: given(manager.idle_timeout, base.idle_timeout),
+        allow_connect: http::connect::is_explicit(manager),
+        allow_upgrade: !manager.upgrades.is_empty(),
+        ..base
+    }
+}
+
+struct Http {
+    conn: Rc<Downstream>,
+    manager: Arc<HttpManager>,
+}
+
+impl Handler for Http {
+    async fn handle(&self, request: Request) -> Response {
+        http::handle(&self.conn, &self.manager, request).await
+    }
+
+    fn refused(&self, why: &Refusal) {
+        self.conn.stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(remote = %self.conn.remote, %why, "request refused");
+    }
+}
+
+/// The address that a captured connection was sent to.
+fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    if let Ok(v4) = rustix::net::sockopt::ip_original_dst(stream) {
+        return Some(SocketAddr::V4(v4));
+    }
+    rustix::net::sockopt::ipv6_original_dst(stream).ok().map(SocketAddr::V6)
+}
+
+/// The listener of an original destination: of exactly that address, else of the port on any address.
+fn hand_over(view: &View, own: &Listener, original: SocketAddr) -> Option<Arc<Listener>> {
+    let others = || view.snapshot.listeners.values().filter(|listener| listener.name != own.name);
+    let exact = others().find(|listener| listener.address == original);
+    let any = |listener: &&Arc<Listener>| {
+        listener.address.port() == original.port() && listener.address.ip().is_unspecified()
+    };
+    exact.or_else(|| others().find(any)).cloned()
+}
+
+/// Closes with RST, as Envoy does where no chain matches: the client must not take it for an answer.
+fn reset(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

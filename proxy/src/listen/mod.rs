@@ -1,0 +1,167 @@
+//! Listeners: bound as the configuration says, replaced without losing a connection.
+//!
+//! In: snapshots. Out: accepted connections, each served by its filter chain. Kept true: a changed listener keeps its socket; a removed one
+//! drains; every worker has a socket of its own. Not here: one connection's way ([`accept`]).
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use mesh_traffic::{Listener, Snapshot, names::Name};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
+
+pub mod accept;
+mod downstream;
+pub mod inspect;
+mod rewound;
+mod tls;
+
+pub use downstream::Downstream;
+pub use rewound::Rewound;
+
+use crate::worker::Worker;
+
+/// Connections that may wait to be accepted, per worker.
+const BACKLOG: i32 = 4096;
+
+/// A listener at work: what it is now, and how to end it.
+pub struct Active {
+    /// Its settings now. New connections see changes.
+    pub now: RefCell<Arc<Listener>>,
+    /// Told when it is removed.
+    pub removed: Notify,
+    /// Set when it is removed.
+    gone: std::cell::Cell<bool>,
+}
+
+impl Active {
+    /// Resolves once the listener has been removed.
+    pub async fn until_removed(&self) {
+        while !self.gone.get() {
+            self.removed.notified().await;
+        }
+    }
+}
+
+/// The listeners of one worker.
+pub struct Listeners {
+    worker: Rc<Worker>,
+    active: RefCell<HashMap<(Name, SocketAddr), Rc<Active>>>,
+}
+
+impl Listeners {
+    /// None yet.
+    #[must_use]
+    pub fn new(worker: Rc<Worker>) -> Self {
+        Self { worker, active: RefCell::default() }
+    }
+
+    /// Follows snapshots until the proxy drains; then every socket is closed, and connections end by themselves.
+    pub async fn run(&self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+        let drain = self.worker.shared.drain.clone();
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            // The view first: a connection must find what its listener refers to.
+            if !Arc::ptr_eq(&self.worker.view().snapshot, &snapshot) {
+                self.worker.adopt(snapshot.clone());
+            }
+            let complete = self.update(&snapshot).await;
+            tokio::select! {
+                () = drain.signaled() => break,
+                changed = snapshots.changed() => if changed.is_err() {
+                    drain.signaled().await;
+                    break;
+                },
+                () = tokio::time::sleep(Duration::from_secs(1)), if !complete => {}
+            }
+        }
+        let active: Vec<_> = self.active.borrow_mut().drain().collect();
+        for (_, active) in active {
+            end(&active);
+        }
+    }
+
+    /// True when everything that should be bound is.
+    async fn update(&self, snapshot: &Snapshot) -> bool {
+        let mut wanted: HashMap<(Name, SocketAddr), Arc<Listener>> = HashMap::new();
+        for listener in snapshot.listeners.values().filter(|listener| listener.bind) {
+            for address in std::iter::once(&listener.address).chain(&listener.additional) {
+                wanted.insert((listener.name.clone(), *address), Arc::clone(listener));
+            }
+        }
+        let gone: Vec<_> =
+            self.active.borrow_mut().extract_if(|key, _| !wanted.contains_key(key)).map(|(_, a)| a).collect();
+        gone.iter().for_each(|active| end(active));
+        let mut complete = true;
+        for ((name, address), listener) in wanted {
+            let key = (name.clone(), address);
+            if let Some(active) = self.active.borrow().get(&key) {
+                *active.now.borrow_mut() = listener;
+                continue;
+            }
+            match self.bind(&name, address).await {
+                Ok(socket) => {
+                    let active = Rc::new(Active {
+                        now: RefCell::new(listener),
+                        removed: Notify::new(),
+                        gone: std::cell::Cell::new(false),
+                    });
+                    self.active.borrow_mut().insert(key, Rc::clone(&active));
+                    self.worker.spawn(accept::run(Rc::clone(&self.worker), active, socket));
+                }
+                Err(error) => {
+                    complete = false;
+                    tracing::error!(
+                        listener = %name, %address, %error,
+                        "cannot listen: free the port or change the listener's address; trying again every second"
+                    );
+                }
+            }
+        }
+        complete
+    }
+
+    async fn bind(&self, name: &Name, mut address: SocketAddr) -> io::Result<TcpListener> {
+        let bound = &self.worker.shared.bound;
+        if address.port() == 0 && self.worker.id > 0 {
+            // The first worker draws the port.
+            while let None = self.worker.shared.address_of(name) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            address = self.worker.shared.address_of(name).unwrap_or(address);
+        }
+        let socket = listening_socket(address)?;
+        let actual = socket.local_addr()?;
+        bound.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), actual);
+        Ok(socket)
+    }
+}
+
+fn end(active: &Active) {
+    active.gone.set(true);
+    active.removed.notify_waiters();
+}
+
+/// A listening socket that shares its port with the other workers' sockets.
+fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}

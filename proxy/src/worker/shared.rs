@@ -1,0 +1,140 @@
+//! What all workers share: identity, limits and ejections per cluster, counters, writers of logs.
+//!
+//! In: settings of the process. Out: [`Shared`]. Kept true: on the request path it is only read, except for counters and
+//! configured limits. Not here: anything of one core ([`super::Worker`]).
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+};
+
+use mesh_identity::CertStore;
+use mesh_runtime::drain::Watch;
+use mesh_traffic::{Cluster, Snapshot, names::Name};
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    balance::{Common, dns::Dns},
+    telemetry::{access_log::Files, local::Report, stats::Stats},
+};
+
+/// Who this proxy is.
+#[derive(Debug, Clone, Default)]
+pub struct Node {
+    /// xDS node id.
+    pub id: String,
+    /// `kubernetes://pod.namespace`, empty when unknown.
+    pub uid: Name,
+    /// A gateway: clients are not trusted.
+    pub gateway: bool,
+}
+
+/// Settings of the process that the data path obeys.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who this proxy is.
+    pub node: Node,
+    /// The pod's address: upstream connections leave from it.
+    pub local_ip: Option<IpAddr>,
+    /// Number of worker threads, at least 1.
+    pub workers: usize,
+    /// Most downstream connections of the process; more are closed at once.
+    pub max_connections: u64,
+    /// Our own ports, which an explicit proxy never connects to.
+    pub own_ports: Vec<u16>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node: Node::default(),
+            local_ip: None,
+            workers: 1,
+            max_connections: 100_000,
+            own_ports: vec![15000, 15021, 15090],
+        }
+    }
+}
+
+/// What all workers share.
+pub struct Shared {
+    /// Certificates of the workload.
+    pub identity: CertStore,
+    /// Settings.
+    pub settings: Settings,
+    /// The pod's address.
+    pub local_ip: Option<IpAddr>,
+    /// Resolved names.
+    pub dns: Arc<Dns>,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Access log files.
+    pub logs: Arc<Files>,
+    /// Where workers report what happened; `None` when nobody listens.
+    pub reports: Option<mpsc::Sender<Report>>,
+    /// Tells that the proxy drains.
+    pub drain: Watch,
+    /// Exchanges and connections under way.
+    pub busy: AtomicU64,
+    /// Downstream connections open now.
+    pub connections: AtomicU64,
+    /// Told when nothing is under way any more.
+    pub idle: Notify,
+    /// Addresses that listeners are bound to, told by worker 0; for tests and the admin server.
+    pub bound: Mutex<HashMap<Name, SocketAddr>>,
+    commons: Mutex<HashMap<Name, Arc<Common>>>,
+}
+
+impl Shared {
+    /// Fresh state.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        identity: CertStore,
+        reports: Option<mpsc::Sender<Report>>,
+        drain: Watch,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            identity,
+            local_ip: settings.local_ip,
+            settings,
+            dns: Arc::default(),
+            stats: Arc::default(),
+            logs: Arc::default(),
+            reports,
+            drain,
+            busy: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            idle: Notify::new(),
+            bound: Mutex::default(),
+            commons: Mutex::default(),
+        })
+    }
+
+    /// What workers share about a cluster; new when its settings changed.
+    #[must_use]
+    pub fn common(&self, cluster: &Arc<Cluster>) -> Arc<Common> {
+        let mut commons = self.commons.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(common) = commons.get(&cluster.name)
+            && (Arc::ptr_eq(&common.cluster, cluster) || common.cluster == *cluster)
+        {
+            return Arc::clone(common);
+        }
+        let common = Arc::new(Common::new(Arc::clone(cluster), self.stats.cluster(&cluster.name)));
+        commons.insert(cluster.name.clone(), Arc::clone(&common));
+        common
+    }
+
+    /// Forgets clusters that a snapshot no longer has.
+    pub fn forget(&self, snapshot: &Snapshot) {
+        let mut commons = self.commons.lock().unwrap_or_else(PoisonError::into_inner);
+        commons.retain(|name, _| snapshot.clusters.contains_key(name));
+    }
+
+    /// Where a listener is bound.
+    #[must_use]
+    pub fn address_of(&self, listener: &str) -> Option<SocketAddr> {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner).get(listener).copied()
+    }
+}
