@@ -180,10 +180,11 @@ impl Drop for Permit {
     }
 }
 
-/// A stream that counts the writes made to it.
+/// A stream that counts the writes made to it, and goodbyes.
 pub(crate) struct Counted<T> {
     pub io: T,
     pub writes: Rc<Cell<usize>>,
+    pub goodbyes: Rc<Cell<usize>>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
@@ -224,6 +225,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.goodbyes.set(self.goodbyes.get() + 1);
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -23,24 +23,27 @@ use crate::codec::tunnel::Upgraded;
 /// How many interim (1xx) responses may precede one final response.
 const INTERIM: usize = 16;
 
-/// An idle upstream connection.
+/// An idle upstream connection. Dropping it closes the connection in order.
 pub struct ClientConn {
-    wire: Rc<Wire>,
+    /// Taken by `send`.
+    wire: Option<Rc<Wire>>,
 }
 
 impl ClientConn {
     /// Over this stream. `limits` bound what the upstream may answer.
     pub fn new(io: impl Io, limits: Rc<Limits>) -> ClientConn {
-        ClientConn { wire: Rc::new(Wire::new(Box::new(io), BytesMut::new(), limits)) }
+        ClientConn::from_wire(Rc::new(Wire::new(Box::new(io), BytesMut::new(), limits)))
     }
 
     pub(crate) fn from_wire(wire: Rc<Wire>) -> ClientConn {
-        ClientConn { wire }
+        ClientConn { wire: Some(wire) }
     }
 
     /// Says where the connection goes when an exchange has left it usable. Without a home it is closed then.
     pub fn set_home(&self, home: Weak<dyn Home>) {
-        *self.wire.home.borrow_mut() = Some(home);
+        if let Some(wire) = &self.wire {
+            *wire.home.borrow_mut() = Some(home);
+        }
     }
 
     /// Whether it can still be used, as far as can be seen without waiting: not closed by the peer, no stray bytes.
@@ -51,28 +54,25 @@ impl ClientConn {
 
     /// Ready when an idle connection has become unusable, so that a pool can let go of it.
     pub fn poll_unusable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.wire.is_closed() {
-            return Poll::Ready(());
-        }
-        let mut read = self.wire.read.borrow_mut();
+        let Some(wire) = self.wire.as_ref().filter(|wire| !wire.is_closed()) else { return Poll::Ready(()) };
+        let mut read = wire.read.borrow_mut();
         if read.eof || !read.buffer.is_empty() {
             return Poll::Ready(());
         }
-        self.wire.poll_fill(cx, &mut read).map(|_| ())
+        wire.poll_fill(cx, &mut read).map(|_| ())
     }
 
     /// Sends a request and gives the response when its head has come; both bodies go on streaming.
     /// The rest of the request is moved by polling the response's body. Dropping this future, or the body before its end, closes the connection.
-    pub async fn send(self, request: Request) -> Result<Response, SendError> {
+    pub async fn send(mut self, request: Request) -> Result<Response, SendError> {
         let alive = self.is_open();
-        let wire = self.wire;
-        if !alive {
+        let Some(wire) = self.wire.take().filter(|_| alive) else {
             return Err(SendError {
                 wrote: false,
                 unsent: Some(Box::new(request)),
                 ..SendError::new(SendErrorKind::Closed, "connection is closed")
             });
-        }
+        };
         wire.wrote.set(false);
         wire.answered.set(false);
         wire.reusable.set(true);
@@ -134,6 +134,14 @@ impl ClientConn {
             _ => Body::h1(H1Body::new(&wire, Role::Client)),
         };
         Ok(Response::from_head(head, body))
+    }
+}
+
+impl Drop for ClientConn {
+    fn drop(&mut self) {
+        if let Some(wire) = self.wire.take() {
+            wire.close_in_order();
+        }
     }
 }
 

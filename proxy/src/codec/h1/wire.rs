@@ -95,6 +95,12 @@ impl Wire {
         self.wake_reader();
     }
 
+    /// Drops the socket after a goodbye (TLS close_notify, FIN), as far as that goes without waiting.
+    pub(crate) fn close_in_order(&self) {
+        let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        self.close();
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.io.borrow().is_none()
     }
@@ -272,6 +278,7 @@ impl Wire {
         let home = self.home.borrow().as_ref().and_then(Weak::upgrade);
         match home {
             Some(home) if clean => home.idle(ClientConn::from_wire(Rc::clone(self))),
+            _ if self.upload.borrow().is_none() => self.close_in_order(),
             _ => self.close(),
         }
     }

@@ -290,7 +290,7 @@ async fn head_and_first_body_part_leave_in_one_write() {
         let answer = |request| answer(request);
         let (mut near, far) = tokio::io::duplex(128 * 1024);
         let writes = Rc::new(Cell::new(0));
-        let far = Counted { io: far, writes: Rc::clone(&writes) };
+        let far = Counted { io: far, writes: Rc::clone(&writes), goodbyes: Rc::default() };
         let serve = http1();
         let ask = async {
             near.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("room");

@@ -218,3 +218,31 @@ async fn a_request_body_that_breaks_closes_the_upstream_connection() {
     assert!(seen.ends_with("4\nhalf\n"), "no last chunk: {seen}");
     assert!(shelf.conns.borrow().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_says_goodbye_unless_its_exchange_is_cut_off() {
+    for (name, answer, want) in [
+        ("dropped while idle", None, 1),
+        ("asked to close", Some("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"), 1),
+        ("answer dropped half-way", Some("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi"), 0),
+    ] {
+        let (near, mut far) = tokio::io::duplex(4096);
+        let goodbyes = Rc::new(Cell::new(0));
+        let near = Counted { io: near, writes: Rc::default(), goodbyes: Rc::clone(&goodbyes) };
+        let (conn, _shelf) = client(near);
+        match answer {
+            None => drop(conn),
+            Some(answer) => {
+                let upstream = async {
+                    read_until(&mut far, "\n\n").await;
+                    far.write_all(answer.as_bytes()).await.expect("room");
+                };
+                let (response, ()) = tokio::join!(conn.send(post("/", Shape::Empty)), upstream);
+                let mut body = response.expect("an answer").body;
+                body.next_frame().await.expect("a frame").expect("data");
+            }
+        }
+        assert_eq!(goodbyes.get(), want, "{name}");
+        assert_eq!(read_all(&mut far).await, "", "{name}: closed either way");
+    }
+}
