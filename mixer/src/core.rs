@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mesh_config::Snapshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     adapters::{Shared, item::QuotaResult},
@@ -31,6 +32,8 @@ pub struct Mixer {
     pub recorder: Recorder,
     /// What is known of connected proxies.
     pub proxies: Proxies,
+    /// Cancelled when the process is asked to stop: streams that never end by themselves end then.
+    pub stop: CancellationToken,
 }
 
 impl Mixer {
@@ -47,7 +50,14 @@ impl Mixer {
             counters: Counters::default(),
             recorder: Recorder::default(),
             proxies: Proxies::default(),
+            stop: CancellationToken::new(),
         })
+    }
+
+    /// Takes other Pods under the same configuration. Only one task may call this or [`Mixer::replace`].
+    pub fn rejoin(&self, snapshot: &Snapshot) {
+        let next = config::rejoin(snapshot, &self.current.load());
+        self.current.store(Arc::new(next));
     }
 
     /// Replaces the configuration. Only one task may call this.

@@ -26,6 +26,7 @@ use otlp::collector::{
 };
 use serde_json::json;
 use telemetry_api::telemetry_server::TelemetryServer;
+use tonic::codec::CompressionEncoding;
 
 use crate::{
     config::{Action, Options, Variety},
@@ -76,16 +77,24 @@ pub fn grpc_services(mixer: &Arc<Mixer>) -> tonic::transport::server::Router {
         .add_service(MixerServer::new(ingest::mixer::MixerService(m())).max_decoding_message_size(MOST_BYTES))
         .add_service(AuthorizationServer::new(ingest::authz::AuthzService(m())))
         .add_service(
-            AccessLogServiceServer::new(ingest::als::AlsService(m())).max_decoding_message_size(MOST_BYTES),
+            AccessLogServiceServer::new(ingest::als::AlsService(m()))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MOST_BYTES),
         )
         .add_service(
-            TraceServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES),
+            TraceServiceServer::new(ingest::otlp::OtlpService(m()))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MOST_BYTES),
         )
         .add_service(
-            LogsServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES),
+            LogsServiceServer::new(ingest::otlp::OtlpService(m()))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MOST_BYTES),
         )
         .add_service(
-            MetricsServiceServer::new(ingest::otlp::OtlpService(m())).max_decoding_message_size(MOST_BYTES),
+            MetricsServiceServer::new(ingest::otlp::OtlpService(m()))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MOST_BYTES),
         )
 }
 
@@ -100,11 +109,10 @@ pub fn prometheus_router(mixer: Arc<Mixer>) -> Router {
 pub async fn follow(mixer: Arc<Mixer>, mut reader: Reader, drain: drain::Watch) {
     let mut before = reader.now();
     while let Some(Some(next)) = drain.until_drain(reader.changed()).await {
-        let same = next.mixer.same(&before.mixer)
-            && next.pods.same(&before.pods)
-            && next.root_namespace() == before.root_namespace();
-        if !same {
+        if !next.mixer.same(&before.mixer) || next.root_namespace() != before.root_namespace() {
             mixer.replace(&next);
+        } else if !next.pods.same(&before.pods) {
+            mixer.rejoin(&next);
         }
         before = next;
     }
@@ -144,6 +152,11 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let mixer = Mixer::new(&snapshot, Options { default_metrics: !args.no_default_metrics });
     configured.met();
     tokio::spawn(follow(mixer.clone(), reader, watch.clone()));
+    let (stop, stopping) = (mixer.stop.clone(), watch.clone());
+    tokio::spawn(async move {
+        stopping.signaled().await;
+        stop.cancel();
+    });
 
     let counted = mixer.clone();
     metrics.add_text(move |out: &mut String| {

@@ -162,7 +162,7 @@ async fn a_change_of_configuration_keeps_the_counts() {
     session.frame(frame(2, 5, false)).expect("taken");
     assert_eq!(total(&mixer, "istio_requests_total"), 5.0);
     let relabelled = pods().replace("version: v2", "version: v3");
-    mixer.replace(&snapshot(&[&relabelled]));
+    mixer.rejoin(&snapshot(&[&relabelled]));
     session.frame(frame(3, 6, false)).expect("taken");
     let text = mixer.shared().prometheus.text();
     let line = |version: &str| {

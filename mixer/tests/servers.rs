@@ -274,6 +274,43 @@ async fn spans_posted_by_envoy_come_back_as_one_trace() {
 }
 
 #[tokio::test]
+async fn otlp_over_http_is_taken_on_the_same_port() {
+    use otlp::{
+        collector::trace::v1::ExportTraceServiceRequest,
+        trace::v1::{ResourceSpans, ScopeSpans, Span},
+    };
+    use prost::Message;
+    let mixer = mixer(&[]);
+    let span = Span { trace_id: vec![7; 16], span_id: vec![8; 8], name: "work".into(), ..Default::default() };
+    let scope_spans = vec![ScopeSpans { spans: vec![span], ..Default::default() }];
+    let request = ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans { scope_spans, ..Default::default() }],
+    };
+    let post = |body: Vec<u8>| Request::post("/v1/traces").body(Body::from(body)).expect("a request");
+    assert_eq!(http(&mixer, post(request.encode_to_vec())).await.0, StatusCode::OK);
+    assert_eq!(mixer.recorder.trace(&"07".repeat(16)).len(), 1);
+    assert_eq!(http(&mixer, post(b"not protobuf".to_vec())).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn streams_end_when_mixer_is_asked_to_stop() {
+    let mixer = mixer(&[&pods()]);
+    let address = plain(&mixer).await;
+    let mut client = TelemetryClient::connect(format!("http://{address}")).await.expect("connected");
+    let (frames, receiver) = tokio::sync::mpsc::channel(1);
+    frames.send(hello_frame(REVIEWS)).await.expect("room");
+    let frames_in = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut acks = client.stream(frames_in).await.expect("a stream").into_inner();
+    assert!(acks.message().await.expect("no error").is_some());
+    mixer.stop.cancel();
+    assert!(
+        acks.message().await.expect("no error").is_none(),
+        "the stream ends in order, and the proxy comes back"
+    );
+    drop(frames);
+}
+
+#[tokio::test]
 async fn the_page_prometheus_scrapes_is_there() {
     let response = serve::prometheus_router(mixer(&[]))
         .oneshot(Request::get("/metrics").body(Body::empty()).expect("a request"))

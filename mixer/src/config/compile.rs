@@ -58,25 +58,46 @@ pub fn compile(
     let handlers = out.handlers(&objects, shared, before);
     let rules = out.rules(&objects, &vocabulary, &instances, &handlers, good);
     let quotas = out.quotas(&objects);
-    let pods = snapshot.pods.iter().map(|pod| Workload::from_pod(pod.namespace(), pod.name(), &pod.spec));
-    let mut workloads = Workloads::new(pods);
-    if let Some(before) = before {
-        workloads = workloads.remembering(&before.workloads);
-    }
     Generation {
         number: before.map_or(1, |before| before.number + 1),
         outputs: Arc::new(outputs::vocabulary(&vocabulary)),
         vocabulary,
-        workloads: Arc::new(workloads),
+        workloads: Arc::new(workloads(snapshot, before)),
         wants_records: rules
             .iter()
             .flat_map(|rule| &rule.actions)
             .any(|action| action.instance.template.variety() == Variety::Report && action.series.is_none()),
         rules,
         instances: instances.into_values().flatten().collect(),
-        quotas,
+        quotas: Arc::new(quotas),
         handlers: handlers.into_values().flatten().collect(),
         diagnostics: out.diagnostics,
+    }
+}
+
+/// The same configuration with other Pods. Costs no compilation.
+#[must_use]
+pub fn rejoin(snapshot: &Snapshot, before: &Generation) -> Generation {
+    Generation {
+        number: before.number + 1,
+        vocabulary: before.vocabulary.clone(),
+        outputs: before.outputs.clone(),
+        workloads: Arc::new(workloads(snapshot, Some(before))),
+        rules: before.rules.clone(),
+        instances: before.instances.clone(),
+        wants_records: before.wants_records,
+        quotas: before.quotas.clone(),
+        handlers: before.handlers.clone(),
+        diagnostics: before.diagnostics.clone(),
+    }
+}
+
+fn workloads(snapshot: &Snapshot, before: Option<&Generation>) -> Workloads {
+    let pods = snapshot.pods.iter().map(|pod| Workload::from_pod(pod.namespace(), pod.name(), &pod.spec));
+    let workloads = Workloads::new(pods);
+    match before {
+        Some(before) => workloads.remembering(&before.workloads),
+        None => workloads,
     }
 }
 

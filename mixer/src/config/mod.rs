@@ -15,7 +15,7 @@ mod template;
 use std::sync::Arc;
 
 pub(crate) use compile::manifest;
-pub use compile::{Options, compile};
+pub use compile::{Options, compile, rejoin};
 pub use fields::{Fields, Problem, Problems};
 use mesh_config::Diagnostic;
 pub use quotas::Quotas;
@@ -46,7 +46,7 @@ pub struct Generation {
     pub(crate) instances: Vec<Arc<Instance>>,
     pub(crate) wants_records: bool,
     /// What requests are charged.
-    pub quotas: Quotas,
+    pub quotas: Arc<Quotas>,
     /// Running handlers, by full name.
     pub handlers: Vec<Arc<Handler>>,
     /// What is wrong with the configuration.

@@ -44,7 +44,9 @@ impl AccessLogService for AlsService {
         let extensions = request.extensions().clone();
         let mut messages = request.into_inner();
         let mut identifier = Identifier::default();
-        while let Some(message) = messages.message().await? {
+        while let Some(message) =
+            self.0.stop.run_until_cancelled(messages.message()).await.transpose()?.flatten()
+        {
             let generation = self.0.generation();
             if let Some(first) = message.identifier {
                 let node = first.node.as_ref().map_or("", |node| node.id.as_str());

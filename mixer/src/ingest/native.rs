@@ -488,7 +488,8 @@ impl Telemetry for NativeService {
         let acks = futures::stream::try_unfold((frames, None::<Session>), move |(mut frames, session)| {
             let (mixer, extensions) = (mixer.clone(), extensions.clone());
             async move {
-                let Some(frame) = frames.message().await? else { return Ok(None) };
+                let next = mixer.stop.run_until_cancelled(frames.message()).await;
+                let Some(frame) = next.transpose()?.flatten() else { return Ok(None) };
                 let mut session = match (session, &frame.hello) {
                     (Some(session), _) => session,
                     (None, Some(hello)) => {

@@ -1,4 +1,4 @@
-//! OTLP over gRPC: traces, logs and metrics of anything that speaks OpenTelemetry.
+//! OTLP, over gRPC and HTTP: traces, logs and metrics of anything that speaks OpenTelemetry.
 //!
 //! In: export requests. Out: spans and log entries for the recorder and for handlers that rules give such instances to;
 //! numbers for handlers of metrics. Kept true: what is not taken is said in `partial_success`.
@@ -6,6 +6,14 @@
 
 use std::sync::Arc;
 
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::post,
+};
 use otlp::{
     collector::{
         logs::v1::{
@@ -27,6 +35,7 @@ use otlp::{
     resource::v1::Resource,
     trace::v1::{Span as OtlpSpan, span::SpanKind},
 };
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -40,6 +49,50 @@ use crate::{
 /// The three gRPC services.
 #[derive(Clone, Debug)]
 pub struct OtlpService(pub Arc<Mixer>);
+
+/// OTLP over HTTP with protobuf bodies: `/v1/traces`, `/v1/logs`, `/v1/metrics`.
+pub fn http_router(mixer: Arc<Mixer>) -> Router {
+    Router::new()
+        .route(
+            "/v1/traces",
+            post(async |State(to): State<OtlpService>, body: Bytes| {
+                answer(body, async |request| TraceService::export(&to, request).await).await
+            }),
+        )
+        .route(
+            "/v1/logs",
+            post(async |State(to): State<OtlpService>, body: Bytes| {
+                answer(body, async |request| LogsService::export(&to, request).await).await
+            }),
+        )
+        .route(
+            "/v1/metrics",
+            post(async |State(to): State<OtlpService>, body: Bytes| {
+                answer(body, async |request| MetricsService::export(&to, request).await).await
+            }),
+        )
+        .with_state(OtlpService(mixer))
+}
+
+async fn answer<I: Message + Default, O: Message>(
+    body: Bytes,
+    export: impl AsyncFnOnce(Request<I>) -> Result<Response<O>, Status>,
+) -> axum::response::Response {
+    let request = match I::decode(body) {
+        Ok(request) => Request::new(request),
+        Err(error) => {
+            let why = format!("not an OTLP request as protobuf: {error}\n");
+            return (StatusCode::BAD_REQUEST, why).into_response();
+        }
+    };
+    match export(request).await {
+        Ok(response) => {
+            ([(header::CONTENT_TYPE, "application/x-protobuf")], response.into_inner().encode_to_vec())
+                .into_response()
+        }
+        Err(status) => (StatusCode::SERVICE_UNAVAILABLE, format!("{status}\n")).into_response(),
+    }
+}
 
 fn value(any: Option<&AnyValue>) -> Value {
     match any.and_then(|any| any.value.as_ref()) {

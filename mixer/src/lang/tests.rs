@@ -304,3 +304,12 @@ fn the_denier_sample_refers_to_the_labels_it_reads() {
         ["destination.labels[app]", "destination.labels[version]", "source.labels[app]"]
     );
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_compiler_or_the_interpreter_panic(
+        source in "([a-z.]{1,4}|\"[a-z*0-9]{0,4}\"|[0-9.]{1,3}|ip|match|conditional|ar|as|ms|[-+*/|&=!<>()\\[\\],.` ]{1,3}){0,12}"
+    ) {
+        run(&source);
+    }
+}

@@ -1,6 +1,6 @@
 //! The recorder's HTTP API and dashboard, on Zipkin's port.
 //!
-//! In: Zipkin v2 requests. Out: JSON as Zipkin answers, metrics and logs for the page at `/`.
+//! In: Zipkin v2 and OTLP/HTTP requests. Out: JSON as Zipkin answers, metrics and logs for the page at `/`.
 //! Kept true: reading never changes anything; a body is at most 8 MiB. Not here: storage (`mod`), listening (`serve`).
 
 use std::sync::Arc;
@@ -34,8 +34,9 @@ pub fn router(mixer: Arc<Mixer>) -> Router {
         .route("/api/v2/dependencies", get(async || Json(json!([]))))
         .route("/api/metrics", get(metrics))
         .route("/api/logs", get(logs))
+        .with_state(mixer.clone())
+        .merge(ingest::otlp::http_router(mixer))
         .layer(DefaultBodyLimit::max(MOST_BYTES))
-        .with_state(mixer)
 }
 
 async fn take(State(mixer): State<Arc<Mixer>>, body: Bytes) -> Response {

@@ -312,4 +312,22 @@ mod tests {
         assert_eq!(check_word_count(111), Ok(()));
         assert!(check_word_count(221).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            use prost::Message as _;
+            if let Ok(report) = ReportRequest::decode(bytes.as_slice()) {
+                let _ = decode_report(&report);
+            }
+        }
+
+        #[test]
+        fn text_survives_encoding(
+            texts in proptest::collection::btree_map("[a-z.]{1,8}", "\\PC{0,12}", 0..8),
+        ) {
+            let bag: Attributes = texts.into_iter().map(|(name, text)| (name, WireValue::String(text))).collect();
+            proptest::prop_assert_eq!(decode(&encode(&bag)), Ok(bag));
+        }
+    }
 }

@@ -262,7 +262,10 @@ impl Registry {
             family.text(now, &mut out);
             refused += family.refused.load(Ordering::Relaxed);
         }
-        let _ = writeln!(out, "# TYPE mixer_prometheus_updates_refused_total counter");
+        let _ = writeln!(
+            out,
+            "# HELP mixer_prometheus_updates_refused_total Updates beyond the most series a family may have.\n# TYPE mixer_prometheus_updates_refused_total counter"
+        );
         let _ = writeln!(out, "mixer_prometheus_updates_refused_total {refused}");
         out
     }
