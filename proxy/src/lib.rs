@@ -6,9 +6,12 @@
 pub mod admin;
 pub mod balance;
 pub mod bootstrap;
+pub mod cli;
 pub mod codec;
 pub mod http;
 pub mod listen;
+pub mod pod;
+pub mod serve;
 pub mod tcp;
 pub mod telemetry;
 pub mod worker;

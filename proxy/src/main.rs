@@ -1,2 +1,21 @@
-//! The proxy binary.
-fn main() {}
+//! The `proxy` binary: `sidecar`, `router` and `run`.
+//!
+//! In: the command line. Out: a running proxy. Kept true: the control plane's work has a runtime of its own, beside the workers' threads.
+//! Not here: anything else (the library).
+
+use proxy::{
+    cli::{Cli, Verb},
+    serve,
+};
+
+fn main() -> anyhow::Result<()> {
+    let cli: Cli = mesh_runtime::cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        match cli.verb {
+            Verb::Sidecar(args) => serve::mesh(*args, false).await,
+            Verb::Router(args) => serve::mesh(*args, true).await,
+            Verb::Run(args) => serve::envoy(*args).await,
+        }
+    })
+}
