@@ -88,6 +88,9 @@ pub fn join(bag: &mut Bag, workloads: &Workloads) -> Ends {
     let far_pod = peer(bag, far, workloads, outbound(bag));
     fill(bag, near, near_pod.as_deref());
     fill(bag, far, far_pod.as_deref());
+    if let Some(pod) = near_pod.as_deref().filter(|_| !outbound(bag)) {
+        fill_service(bag, pod);
+    }
     let (source, destination) = if outbound(bag) { (near_pod, far_pod) } else { (far_pod, near_pod) };
     Ends { source, destination }
 }
@@ -168,6 +171,23 @@ fn fill(bag: &mut Bag, side: &Side, pod: Option<&Workload>) {
     bag.set(side.labels, Value::StringMap(pod.labels.clone()));
     bag.set(side.metadata, Value::StringMap(pod.annotations.clone()));
     bag.set_text(side.cluster, CLUSTER);
+}
+
+/// The service a server was reached by, if its reporter does not say: inbound clusters of today's Istio carry no host.
+fn fill_service(bag: &mut Bag, pod: &Workload) {
+    if bag.get(Builtin::DestinationServiceHost).is_some() {
+        return;
+    }
+    let port = match bag.get(Builtin::DestinationPort) {
+        Some(Value::Int64(port)) => Some(*port),
+        _ => None,
+    };
+    let Some(name) = pod.service(port) else { return };
+    let namespace = &pod.namespace;
+    bag.set_text(Builtin::DestinationServiceHost, format!("{name}.{namespace}.svc.cluster.local"));
+    bag.set_text(Builtin::DestinationServiceUid, format!("istio://{namespace}/services/{name}"));
+    bag.set(Builtin::DestinationServiceName, Value::String(name.clone()));
+    bag.set(Builtin::DestinationServiceNamespace, Value::String(namespace.clone()));
 }
 
 /// Runs the user's attribute generators: instances of template `kubernetes` with their bindings.

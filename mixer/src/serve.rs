@@ -111,7 +111,7 @@ pub async fn follow(mixer: Arc<Mixer>, mut reader: Reader, drain: drain::Watch) 
     while let Some(Some(next)) = drain.until_drain(reader.changed()).await {
         if !next.mixer.same(&before.mixer) || next.root_namespace() != before.root_namespace() {
             mixer.replace(&next);
-        } else if !next.pods.same(&before.pods) {
+        } else if !next.pods.same(&before.pods) || !next.services.same(&before.services) {
             mixer.rejoin(&next);
         }
         before = next;

@@ -7,7 +7,10 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ahash::AHashMap;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{
+    api::core::v1::{Pod, Service, ServicePort},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use tokio::time::Instant;
 
 use crate::attributes::{StringMap, Text};
@@ -37,6 +40,10 @@ pub struct Workload {
     pub workload_uid: Text,
     /// Container names by the ports they declare.
     pub containers: Vec<(u16, Text)>,
+    /// Ports that have a name.
+    port_names: Vec<(Text, u16)>,
+    /// Services that select the pod, by name, with the pod's ports they lead to.
+    pub services: Vec<(Text, Vec<u16>)>,
 }
 
 impl Workload {
@@ -86,6 +93,10 @@ impl Workload {
             }
         };
         let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
+        let ports = containers.iter().flat_map(|container| container.ports.as_deref().unwrap_or_default());
+        let port_names = ports.filter_map(|port| {
+            Some((Text::from(port.name.as_deref()?), u16::try_from(port.container_port).ok()?))
+        });
         let containers = containers.iter().flat_map(|container| {
             let ports = container.ports.as_deref().unwrap_or_default();
             ports.iter().filter_map(|port| {
@@ -108,7 +119,41 @@ impl Workload {
             workload_uid: format!("istio://{namespace}/workloads/{workload}").into(),
             workload: workload.into(),
             containers: containers.collect(),
+            port_names: port_names.collect(),
+            services: Vec::new(),
         }
+    }
+
+    /// Notes `service`, called `name`, if it selects the pod.
+    pub fn serves(&mut self, name: &str, service: &Service) {
+        let Some(spec) = &service.spec else { return };
+        let selector = spec.selector.clone().unwrap_or_default();
+        let selects =
+            |(key, value): (&String, &String)| self.labels.get(key).is_some_and(|label| **label == **value);
+        if selector.is_empty() || !selector.iter().all(selects) {
+            return;
+        }
+        let port = |port: &ServicePort| match &port.target_port {
+            Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
+            Some(IntOrString::String(name)) => {
+                self.port_names.iter().find(|(known, _)| **known == **name).map(|(_, number)| *number)
+            }
+            None => u16::try_from(port.port).ok(),
+        };
+        let ports = spec.ports.as_deref().unwrap_or_default().iter().filter_map(port).collect();
+        self.services.push((name.into(), ports));
+    }
+
+    /// The service behind `port`: the one that leads there, else the only one there is.
+    #[must_use]
+    pub fn service(&self, port: Option<i64>) -> Option<&Text> {
+        let leads =
+            |(_, ports): &&(Text, Vec<u16>)| ports.iter().any(|known| port == Some(i64::from(*known)));
+        let found = self.services.iter().find(leads).or(match self.services.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        });
+        found.map(|(name, _)| name)
     }
 
     /// Whether `principal` (`td/ns/NS/sa/SA`, with or without `spiffe://`) is this workload's identity.
@@ -231,6 +276,22 @@ pub(crate) mod tests {
         assert_eq!(&*pod.workload_uid, "istio://default/workloads/web-v1");
         assert_eq!(&*pod.uid, "kubernetes://web-1.default");
         assert_eq!(pod.ips.len(), 1);
+    }
+
+    #[test]
+    fn the_service_behind_a_port_is_the_one_that_leads_there_or_the_only_one() {
+        let service = |app: &str, port: u16| {
+            let json = serde_json::json!({"spec": {"selector": {"app": app}, "ports": [{"port": 80, "targetPort": port}]}});
+            serde_json::from_value::<Service>(json).expect("a Service")
+        };
+        let mut pod = pod("web-1", "10.0.0.1", "web", "v1");
+        let name = |pod: &Workload, port| pod.service(Some(port)).map(ToString::to_string);
+        pod.serves("other", &service("other", 8080));
+        assert_eq!(name(&pod, 8080), None);
+        pod.serves("web", &service("web", 8080));
+        assert_eq!((name(&pod, 8080), name(&pod, 18_080)), (Some("web".into()), Some("web".into())));
+        pod.serves("web-admin", &service("web", 9090));
+        assert_eq!((name(&pod, 9090), name(&pod, 18_080)), (Some("web-admin".into()), None));
     }
 
     #[test]

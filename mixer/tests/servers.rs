@@ -155,7 +155,8 @@ fn common_properties() -> AccessLogCommon {
 
 #[tokio::test]
 async fn envoys_access_log_becomes_istios_metrics() {
-    let mixer = mixer(&[&pods()]);
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {selector: {app: espresso-shop-reviews}, ports: [{port: 80, targetPort: 9080}]}\n";
+    let mixer = mixer(&[&pods(), service]);
     let address = plain(&mixer).await;
     let identifier = Identifier {
         node: Some(Node { id: REVIEWS.to_owned(), ..Default::default() }),
@@ -211,6 +212,7 @@ async fn envoys_access_log_becomes_istios_metrics() {
         "reporter=\"destination\"",
         "source_app=\"espresso-shop-web\"",
         "destination_version=\"v2\"",
+        "destination_service=\"reviews.default.svc.cluster.local\"",
         "response_code=\"503\"",
         "response_flags=\"DI,FI\"",
         "connection_security_policy=\"mutual_tls\"",

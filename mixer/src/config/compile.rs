@@ -93,7 +93,13 @@ pub fn rejoin(snapshot: &Snapshot, before: &Generation) -> Generation {
 }
 
 fn workloads(snapshot: &Snapshot, before: Option<&Generation>) -> Workloads {
-    let pods = snapshot.pods.iter().map(|pod| Workload::from_pod(pod.namespace(), pod.name(), &pod.spec));
+    let pods = snapshot.pods.iter().map(|pod| {
+        let mut workload = Workload::from_pod(pod.namespace(), pod.name(), &pod.spec);
+        for service in snapshot.services.in_namespace(pod.namespace()) {
+            workload.serves(service.name(), &service.spec);
+        }
+        workload
+    });
     let workloads = Workloads::new(pods);
     match before {
         Some(before) => workloads.remembering(&before.workloads),

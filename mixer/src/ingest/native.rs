@@ -35,6 +35,12 @@ use crate::{
 const CREDIT: u64 = 4 << 20;
 /// Most bytes of words that one stream may hold here.
 const MOST_WORD_BYTES: usize = 16 << 20;
+/// Most proxies that are remembered; beyond them, those without a stream are forgotten.
+const MOST_PROXIES: usize = 50_000;
+/// Longest node id, in bytes.
+const MOST_NODE_ID: usize = 1_024;
+/// Most reasons for loss that one proxy may give.
+const MOST_REASONS: usize = 64;
 /// How long a proxy that has gone is remembered, so that its return does not count twice.
 const MEMORY: Duration = Duration::from_secs(3_600);
 
@@ -77,9 +83,11 @@ impl Proxies {
         let now = Instant::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains_key(&(node.to_owned(), epoch)) {
+            let crowded = known.len() >= MOST_PROXIES;
             known.retain(|_, proxy| {
                 let proxy = proxy.lock().unwrap_or_else(PoisonError::into_inner);
-                proxy.streams > 0 || proxy.seen.is_none_or(|seen| now.duration_since(seen) < MEMORY)
+                let fresh = !crowded && proxy.seen.is_none_or(|seen| now.duration_since(seen) < MEMORY);
+                proxy.streams > 0 || fresh
             });
         }
         known.entry((node.to_owned(), epoch)).or_default().clone()
@@ -170,6 +178,9 @@ impl Session {
                 refused += u64::from(!self.series(series, &mut proxy, &generation)?);
             }
             for loss in frame.losses {
+                if proxy.lost.len() >= MOST_REASONS && !proxy.lost.contains_key(&loss.reason) {
+                    continue;
+                }
                 let before = proxy.lost.insert(loss.reason.clone(), loss.records).unwrap_or(0);
                 lost.push((loss.reason, loss.records.saturating_sub(before)));
             }
@@ -187,7 +198,7 @@ impl Session {
         }
         for (reason, count) in lost {
             // Reasons are few; a proxy that invents them does not fill memory.
-            let known = totals.lost.len() < 64 || totals.lost.contains_key(&reason);
+            let known = totals.lost.len() < MOST_REASONS || totals.lost.contains_key(&reason);
             *totals.lost.entry(if known { reason } else { "other".to_owned() }).or_default() += count;
         }
         self.last_seq = frame.seq;
@@ -493,6 +504,11 @@ impl Telemetry for NativeService {
                 let mut session = match (session, &frame.hello) {
                     (Some(session), _) => session,
                     (None, Some(hello)) => {
+                        if hello.node_id.len() > MOST_NODE_ID {
+                            return Err(Status::invalid_argument(format!(
+                                "node id is longer than {MOST_NODE_ID} bytes"
+                            )));
+                        }
                         if let Some(uid) = node_uid(&hello.node_id) {
                             speaks_for(&extensions, &uid, &mixer.generation().workloads)?;
                         }
