@@ -24,6 +24,8 @@ pub(super) struct Owner {
     pub(super) publisher: watch::Sender<Arc<Snapshot>>,
     pub(super) inbox: mpsc::Receiver<Request>,
     pub(super) synced: Condition,
+    /// The server has answered for listeners, perhaps that there are none (a gateway that no Gateway names yet).
+    pub(super) listeners_answered: bool,
 }
 
 /// What differs between delta and state of the world.
@@ -187,8 +189,8 @@ impl Owner {
     /// After an answer: publishes, and reports readiness once all listeners that were sent are in force.
     fn settle(&mut self, kind: Option<Kind>) {
         self.publish();
-        let listeners = self.store.names(Kind::Listener).next().is_some() || kind == Some(Kind::Listener);
-        if listeners && self.store.waiting().is_empty() {
+        self.listeners_answered |= kind == Some(Kind::Listener);
+        if self.listeners_answered && self.store.waiting().is_empty() {
             self.synced.met();
         }
     }

@@ -95,6 +95,7 @@ impl Handle {
 pub fn start(store: Store, source: Option<Source>, synced: Condition, drain: Watch) -> Handle {
     let (requests, inbox) = mpsc::channel(16);
     let (publisher, snapshots) = watch::channel(store.snapshot());
-    tokio::spawn(client::run(client::Owner { store, publisher, inbox, synced }, source, drain));
+    let owner = client::Owner { store, publisher, inbox, synced, listeners_answered: false };
+    tokio::spawn(client::run(owner, source, drain));
     Handle { requests, snapshots }
 }
