@@ -1,25 +1,56 @@
 //! Picking an endpoint: pure functions over a compiled host set and a random draw.
 //!
 //! In: [`Endpoints`], which of them are out, loads in flight, a hash or a draw. Out: the index of an endpoint. Kept true: a
-//! host set is compiled once per endpoint change; a pick does not allocate. Not here: counting loads and ejections (`proxy`).
+//! host set is compiled once per endpoint change; a pick does not allocate for up to four priorities. Not here: counting loads and
+//! ejections (`proxy`).
 
-use std::sync::Arc;
+mod table;
+mod xxh64;
+
+use std::{ops::Range, sync::Arc};
+
+use smallvec::SmallVec;
 
 use crate::{
     cluster::Balance,
     endpoint::{Endpoint, Endpoints, Health},
 };
+use table::Table;
 
 /// The endpoints of a cluster, prepared for picking.
 #[derive(Debug, Clone)]
 pub struct HostSet {
     endpoints: Vec<Arc<Endpoint>>,
-    /// First and one-past-last index of each priority, in order.
-    priorities: Vec<(usize, usize)>,
-    /// For consistent hashing: (place, index), sorted by place.
-    ring: Vec<(u64, u32)>,
+    /// Priorities that have endpoints, the most wanted first.
+    levels: Vec<Level>,
     balance: Balance,
+}
+
+/// The endpoints of one priority.
+#[derive(Debug, Clone)]
+struct Level {
+    range: Range<usize>,
+    /// Endpoints by what was said of their health, when none is ejected.
+    said: Counts,
     weighted: bool,
+    table: Option<Table>,
+}
+
+/// How many endpoints of a level are in which state.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    total: usize,
+    healthy: usize,
+    degraded: usize,
+}
+
+/// Which endpoints of a level a pick is made among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Among {
+    Healthy,
+    Degraded,
+    /// Panic: too few may be used, so all are.
+    All,
 }
 
 /// What the caller knows of the endpoints right now.
@@ -28,6 +59,10 @@ pub trait Load {
     fn active(&self, index: usize) -> u32;
     /// True while endpoint `index` is ejected.
     fn ejected(&self, index: usize) -> bool;
+    /// False when surely none is ejected: a pick then looks at the endpoints it draws only.
+    fn any_ejected(&self) -> bool {
+        true
+    }
 }
 
 /// No loads and no ejections.
@@ -39,6 +74,9 @@ impl Load for Idle {
         0
     }
     fn ejected(&self, _: usize) -> bool {
+        false
+    }
+    fn any_ejected(&self) -> bool {
         false
     }
 }
@@ -54,10 +92,8 @@ pub struct Draw {
     pub hash: Option<u64>,
 }
 
-/// Places of one unit of weight on a ring, so that small sets still spread.
-const PLACES: u64 = 160;
-/// Largest ring.
-const MAX_RING: u64 = 8_388_608;
+/// A priority counts as whole while this many percent times its usable share reach 100 (Envoy's overprovisioning factor).
+const OVERPROVISIONED: usize = 140;
 
 impl HostSet {
     /// Prepares endpoints for picking.
@@ -66,19 +102,13 @@ impl HostSet {
         let mut localities: Vec<_> =
             endpoints.localities.iter().filter(|l| !l.endpoints.is_empty()).collect();
         localities.sort_by_key(|locality| locality.priority);
-        let (mut all, mut priorities, mut last) = (Vec::new(), Vec::<(usize, usize)>::new(), None);
-        for locality in localities {
-            let start = all.len();
-            all.extend(locality.endpoints.iter().filter(|e| e.health != Health::Unhealthy).cloned());
-            match priorities.last_mut() {
-                Some(range) if last == Some(locality.priority) => range.1 = all.len(),
-                _ => priorities.push((start, all.len())),
-            }
-            last = Some(locality.priority);
+        let mut set = Self { endpoints: Vec::new(), levels: Vec::new(), balance };
+        for same in localities.chunk_by(|a, b| a.priority == b.priority) {
+            let start = set.endpoints.len();
+            set.endpoints.extend(same.iter().flat_map(|locality| &locality.endpoints).cloned());
+            let level = Level::new(start, &set.endpoints[start..], balance);
+            set.levels.push(level);
         }
-        let weighted = all.iter().any(|endpoint| endpoint.weight > 1);
-        let mut set = Self { endpoints: all, priorities, ring: Vec::new(), balance, weighted };
-        set.ring = set.make_ring();
         set
     }
 
@@ -88,201 +118,180 @@ impl HostSet {
         &self.endpoints
     }
 
-    fn make_ring(&self) -> Vec<(u64, u32)> {
-        let minimum = match self.balance {
-            Balance::RingHash { minimum } => minimum,
-            Balance::Maglev { size } => size,
-            _ => return Vec::new(),
-        };
-        let total: u64 = self.endpoints.iter().map(|e| u64::from(e.weight.max(1))).sum();
-        let per_weight = minimum.div_ceil(total.max(1)).max(PLACES).min(MAX_RING / total.max(1)).max(1);
-        let mut ring = Vec::new();
-        for (index, endpoint) in self.endpoints.iter().enumerate() {
-            let Ok(index) = u32::try_from(index) else { break };
-            for place in 0..per_weight * u64::from(endpoint.weight.max(1)) {
-                ring.push((hash(format!("{}_{place}", endpoint.address).as_bytes()), index));
-            }
-        }
-        ring.sort_unstable();
-        ring
-    }
-
     /// Picks an endpoint, `None` when none may be used. `panic_percent`: when a smaller share of a priority's endpoints
     /// is usable, all of them are (0 never).
+    ///
+    /// As in Envoy, a priority that is not whole any more hands part of its load to the next one.
     #[must_use]
     pub fn pick(&self, load: &impl Load, panic_percent: u32, draw: Draw) -> Option<usize> {
-        let usable = |index: usize| self.endpoints[index].health != Health::Draining && !load.ejected(index);
-        for &(from, to) in &self.priorities {
-            let healthy = (from..to).filter(|index| usable(*index)).count();
-            if healthy == to - from {
-                return self.pick_in(load, from, to, healthy, |_| true, draw);
+        let quiet = !load.any_ejected();
+        let panic = usize::try_from(panic_percent).unwrap_or(100).min(100);
+        let (level, among) = match &self.levels[..] {
+            [] => return None,
+            [only] if quiet && only.said.healthy == only.said.total => (only, Among::Healthy),
+            levels => {
+                let counts: SmallVec<[Counts; 4]> =
+                    levels.iter().map(|level| self.count(level, load, quiet)).collect();
+                let (index, among) = choose(&counts, panic, draw.hash.unwrap_or(spread(draw.random)))?;
+                (&levels[index], among)
             }
-            if healthy > 0 && healthy * 100 >= usize::try_from(panic_percent).unwrap_or(100) * (to - from) {
-                return self.pick_in(load, from, to, healthy, usable, draw);
-            }
-            if panic_percent > 0 && self.priorities.len() == 1 && to > from {
-                return self.pick_in(load, from, to, to - from, |_| true, draw);
-            }
-            if healthy > 0 {
-                return self.pick_in(load, from, to, healthy, usable, draw);
+        };
+        let counts = self.count(level, load, quiet);
+        self.pick_in(level, among, counts, load, draw)
+    }
+
+    fn class(&self, index: usize, load: &impl Load) -> Option<Among> {
+        match self.endpoints[index].health {
+            Health::Healthy if !load.ejected(index) => Some(Among::Healthy),
+            Health::Degraded if !load.ejected(index) => Some(Among::Degraded),
+            Health::Healthy | Health::Degraded | Health::Draining | Health::Unhealthy => None,
+        }
+    }
+
+    fn count(&self, level: &Level, load: &impl Load, quiet: bool) -> Counts {
+        if quiet {
+            return level.said;
+        }
+        let mut counts = Counts { total: level.range.len(), ..Counts::default() };
+        for index in level.range.clone() {
+            match self.class(index, load) {
+                Some(Among::Healthy) => counts.healthy += 1,
+                Some(Among::Degraded) => counts.degraded += 1,
+                Some(Among::All) | None => {}
             }
         }
-        None
+        counts
     }
 
     fn pick_in(
         &self,
+        level: &Level,
+        among: Among,
+        counts: Counts,
         load: &impl Load,
-        from: usize,
-        to: usize,
-        count: usize,
-        usable: impl Fn(usize) -> bool,
         draw: Draw,
     ) -> Option<usize> {
-        let nth = |n: usize| {
-            if count == to - from { Some(from + n) } else { (from..to).filter(|i| usable(*i)).nth(n) }
+        let (from, all) = (level.range.start, among == Among::All);
+        let usable = |index: usize| all || self.class(index, load) == Some(among);
+        let count = match among {
+            Among::Healthy => counts.healthy,
+            Among::Degraded => counts.degraded,
+            Among::All => counts.total,
         };
-        let below = |number: u64, limit: usize| {
-            let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);
-            usize::try_from(number % limit).unwrap_or(0)
+        let nth = |n: usize| match count == counts.total {
+            true => Some(from + n),
+            false => level.range.clone().filter(|index| usable(*index)).nth(n),
         };
-        match (self.balance, draw.hash) {
-            (Balance::RingHash { .. } | Balance::Maglev { .. }, Some(key)) => {
-                self.on_ring(key, from, to, usable)
+        let by_weight = |number: u64| {
+            let weight = |index: &usize| u64::from(self.endpoints[*index].weight.max(1));
+            let usable = || level.range.clone().filter(|index| usable(*index));
+            let mut left = number.checked_rem(usable().map(|i| weight(&i)).sum())?;
+            usable().find(|index| match left.checked_sub(weight(index)) {
+                None => true,
+                Some(rest) => {
+                    left = rest;
+                    false
+                }
+            })
+        };
+        if let (Some(table), Some(key)) = (&level.table, draw.hash) {
+            return Some(from + table.owner(key, |index| usable(from + index))?);
+        }
+        match self.balance {
+            Balance::LeastRequest if count > 1 && level.weighted => {
+                // Drawn by weight, so that idle endpoints share by weight; then the one with less to do for its weight.
+                let (first, second) = (by_weight(draw.random)?, by_weight(spread(draw.random))?);
+                let other = |a: usize, b: usize| {
+                    u64::from(load.active(a)) * u64::from(self.endpoints[b].weight.max(1))
+                };
+                Some(if other(second, first) < other(first, second) { second } else { first })
             }
-            (Balance::LeastRequest, _) if count > 1 => {
-                let first = nth(below(draw.random, count))?;
-                let mut other = below(draw.random >> 32, count - 1);
-                if from + other >= first && count == to - from {
+            Balance::LeastRequest if count > 1 => {
+                let (first, mut other) = (below(draw.random, count), below(draw.random >> 32, count - 1));
+                if other >= first {
                     other += 1;
                 }
-                let second = nth(other.min(count - 1))?;
-                let cost = |i: usize| {
-                    f64::from(load.active(i).saturating_add(1)) / f64::from(self.endpoints[i].weight.max(1))
-                };
-                Some(if cost(second) < cost(first) { second } else { first })
+                let (first, second) = (nth(first)?, nth(other)?);
+                Some(if load.active(second) < load.active(first) { second } else { first })
             }
-            (Balance::RoundRobin, _) if self.weighted => self.by_weight(from, to, usable, draw.turn),
-            (Balance::RoundRobin, _) => nth(below(draw.turn, count)),
-            (Balance::Random, _) if self.weighted => self.by_weight(from, to, usable, draw.random),
+            Balance::RoundRobin if level.weighted => by_weight(draw.turn),
+            Balance::RoundRobin => nth(below(draw.turn, count)),
+            _ if level.weighted => by_weight(draw.random),
             _ => nth(below(draw.random, count)),
         }
     }
+}
 
-    fn by_weight(
-        &self,
-        from: usize,
-        to: usize,
-        usable: impl Fn(usize) -> bool,
-        number: u64,
-    ) -> Option<usize> {
-        let weight = |i: &usize| u64::from(self.endpoints[*i].weight.max(1));
-        let total: u64 = (from..to).filter(|i| usable(*i)).map(|i| weight(&i)).sum();
-        let mut left = number.checked_rem(total)?;
-        for index in (from..to).filter(|i| usable(*i)) {
-            match left.checked_sub(weight(&index)) {
-                None => return Some(index),
-                Some(rest) => left = rest,
-            }
-        }
-        None
-    }
-
-    fn on_ring(&self, key: u64, from: usize, to: usize, usable: impl Fn(usize) -> bool) -> Option<usize> {
-        let start = self.ring.partition_point(|(place, _)| *place < key);
-        let places = self.ring[start..].iter().chain(&self.ring[..start]);
-        let mut indexes = places.filter_map(|(_, index)| usize::try_from(*index).ok());
-        indexes.find(|index| (from..to).contains(index) && usable(*index))
+impl Level {
+    fn new(start: usize, endpoints: &[Arc<Endpoint>], balance: Balance) -> Self {
+        let with = |health: Health| endpoints.iter().filter(|e| e.health == health).count();
+        let said = Counts {
+            total: endpoints.len(),
+            healthy: with(Health::Healthy),
+            degraded: with(Health::Degraded),
+        };
+        let hashes = matches!(balance, Balance::RingHash { .. } | Balance::Maglev { .. });
+        let named = endpoints.iter().map(|e| (e.address.to_string(), e.weight));
+        let table = hashes.then(|| Table::new(balance, &named.collect::<Vec<_>>())).flatten();
+        let weighted = endpoints.windows(2).any(|pair| pair[0].weight.max(1) != pair[1].weight.max(1));
+        Self { range: start..start + endpoints.len(), said, weighted, table }
     }
 }
 
-/// The hash of a consistent-hash key: the same in every process and version.
+/// Which priority takes a request, and among which of its endpoints. The healthy of all priorities come before the degraded of any.
+fn choose(counts: &[Counts], panic: usize, random: u64) -> Option<(usize, Among)> {
+    let share = |part: usize, total: usize| (OVERPROVISIONED * part).checked_div(total).unwrap_or(0).min(100);
+    let whole: usize = counts.iter().map(|c| share(c.healthy, c.total) + share(c.degraded, c.total)).sum();
+    let whole = whole.min(100);
+    let panics = |c: &Counts| whole < 100 && c.total > 0 && 100 * (c.healthy + c.degraded) < panic * c.total;
+    if counts.iter().all(panics) {
+        // Everywhere too few: by size, whatever their state.
+        let total: usize = counts.iter().map(|c| c.total).sum();
+        let mut left = below(random, total);
+        let level = counts.iter().position(|c| match left.checked_sub(c.total) {
+            None => true,
+            Some(rest) => {
+                left = rest;
+                false
+            }
+        });
+        return level.map(|level| (level, Among::All));
+    }
+    if whole == 0 {
+        return None;
+    }
+    let point = below(random, 100);
+    let parts = (0..).zip(counts).map(|(i, c)| (i, Among::Healthy, share(c.healthy, c.total)));
+    let parts = parts.chain((0..).zip(counts).map(|(i, c)| (i, Among::Degraded, share(c.degraded, c.total))));
+    let (mut reached, mut last) = (0, None);
+    for (level, among, part) in parts.filter(|(_, _, part)| *part > 0) {
+        last = Some((level, among));
+        reached += part * 100 / whole;
+        if point < reached {
+            break;
+        }
+    }
+    let (level, among) = last?;
+    Some((level, if panics(&counts[level]) { Among::All } else { among }))
+}
+
+fn below(number: u64, limit: usize) -> usize {
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);
+    usize::try_from(number % limit).unwrap_or(0)
+}
+
+/// Another number from a random one (splitmix64's finish), for a second draw that does not follow the first.
+fn spread(random: u64) -> u64 {
+    let z = (random ^ (random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// The hash of a consistent-hash key: XXH64, the same in every process and as Envoy computes it.
 #[must_use]
 pub fn hash(key: &[u8]) -> u64 {
-    ahash::RandomState::with_seeds(0x6372, 0x656d, 0x6121, 0x2026).hash_one(key)
+    xxh64::xxh64(key, 0)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::endpoint::Locality;
-
-    struct Loads(Vec<u32>, Vec<bool>);
-
-    impl Load for Loads {
-        fn active(&self, index: usize) -> u32 {
-            self.0[index]
-        }
-        fn ejected(&self, index: usize) -> bool {
-            self.1[index]
-        }
-    }
-
-    fn set(priorities: &[u32], balance: Balance) -> HostSet {
-        let localities = priorities.iter().enumerate().map(|(n, priority)| {
-            let last = u8::try_from(n).expect("few endpoints") + 1;
-            let endpoint = Arc::new(Endpoint::at(([127, 0, 0, last], 80).into()));
-            Locality { priority: *priority, endpoints: vec![endpoint], ..Locality::default() }
-        });
-        HostSet::new(&Endpoints { name: "e".into(), localities: localities.collect() }, balance)
-    }
-
-    fn draw(n: u64) -> Draw {
-        Draw { random: n.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: n, hash: Some(hash(&n.to_le_bytes())) }
-    }
-
-    #[test]
-    fn every_endpoint_is_reached_by_every_policy() {
-        for balance in [
-            Balance::LeastRequest,
-            Balance::RoundRobin,
-            Balance::Random,
-            Balance::RingHash { minimum: 1024 },
-            Balance::Maglev { size: 65_537 },
-        ] {
-            let set = set(&[0, 0, 0], balance);
-            let mut seen = [0; 3];
-            for n in 0..3000 {
-                seen[set.pick(&Idle, 50, draw(n)).expect("a healthy endpoint")] += 1;
-            }
-            assert!(seen.iter().all(|count| *count > 600), "{balance:?} {seen:?}");
-        }
-    }
-
-    #[test]
-    fn least_request_prefers_the_idle_one_of_two() {
-        let set = set(&[0, 0], Balance::LeastRequest);
-        let loads = Loads(vec![5, 0], vec![false, false]);
-        assert!((0..100).all(|n| set.pick(&loads, 50, draw(n)) == Some(1)));
-    }
-
-    #[test]
-    fn ejected_endpoints_are_left_out_until_panic() {
-        let set = set(&[0, 0], Balance::RoundRobin);
-        let one_out = Loads(vec![0, 0], vec![true, false]);
-        let all_out = Loads(vec![0, 0], vec![true, true]);
-        assert!((0..10).all(|n| set.pick(&one_out, 0, draw(n)) == Some(1)));
-        assert_eq!(set.pick(&all_out, 0, draw(1)), None);
-        assert!(set.pick(&all_out, 50, draw(1)).is_some(), "below the panic threshold all are used");
-    }
-
-    #[test]
-    fn a_lower_priority_is_used_only_when_the_higher_is_gone() {
-        let set = set(&[0, 1], Balance::Random);
-        let first_out = Loads(vec![0, 0], vec![true, false]);
-        assert!((0..10).all(|n| set.pick(&Idle, 0, draw(n)) == Some(0)));
-        assert!((0..10).all(|n| set.pick(&first_out, 0, draw(n)) == Some(1)));
-    }
-
-    #[test]
-    fn a_hash_keeps_its_endpoint_when_another_leaves() {
-        let three = set(&[0, 0, 0], Balance::RingHash { minimum: 1024 });
-        let last_out = Loads(vec![0; 3], vec![false, false, true]);
-        for n in 0..200 {
-            let before = three.pick(&Idle, 0, draw(n));
-            if before != Some(2) {
-                assert_eq!(three.pick(&last_out, 0, draw(n)), before, "key {n}");
-            }
-        }
-    }
-}
+mod tests;

@@ -3,7 +3,11 @@
 //! In: patterns. Out: `matches(value) -> bool`. Kept true: a regex must match the whole value (RE2 full match, as Istio and Envoy).
 //! Not here: which route a match belongs to (`route`).
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use regex::bytes::{Regex, RegexBuilder};
 
@@ -17,6 +21,8 @@ const REGEX_SIZE: usize = 1 << 20;
 pub struct FullRegex {
     pattern: Arc<str>,
     compiled: Regex,
+    /// The same pattern, free to match anywhere: made when it is first asked for.
+    free: Arc<OnceLock<Option<regex::Regex>>>,
 }
 
 impl FullRegex {
@@ -28,7 +34,7 @@ impl FullRegex {
         let anchored = format!("^(?:{pattern})$");
         let compiled = RegexBuilder::new(&anchored).size_limit(REGEX_SIZE).build();
         let compiled = compiled.map_err(|e| format!("not a usable regex {pattern:?}: {e}"))?;
-        Ok(Self { pattern: pattern.into(), compiled })
+        Ok(Self { pattern: pattern.into(), compiled, free: Arc::default() })
     }
 
     /// True when the whole of `value` matches.
@@ -46,7 +52,8 @@ impl FullRegex {
     /// Replaces every match inside `value` (not anchored), as `regex_rewrite` does. `\1` names a group.
     #[must_use]
     pub fn replace_all(&self, value: &str, substitution: &str) -> String {
-        let Ok(free) = regex::Regex::new(&self.pattern) else { return value.to_owned() };
+        let compile = || regex::RegexBuilder::new(&self.pattern).size_limit(REGEX_SIZE).build().ok();
+        let Some(free) = self.free.get_or_init(compile) else { return value.to_owned() };
         let mut template = String::with_capacity(substitution.len() + 8);
         let mut chars = substitution.chars();
         while let Some(c) = chars.next() {
@@ -101,33 +108,20 @@ impl StringMatch {
     /// Compares `value`, with ASCII case folded when `ignore_case` (a regex never folds).
     #[must_use]
     pub fn matches(&self, value: &[u8], ignore_case: bool) -> bool {
-        if ignore_case && !matches!(self, Self::Regex(_)) {
-            let lower = value.to_ascii_lowercase();
-            return self.lower().matches(&lower, false);
-        }
+        let same = |a: &[u8], b: &[u8]| if ignore_case { a.eq_ignore_ascii_case(b) } else { a == b };
         match self {
-            Self::Exact(want) => value == want.as_bytes(),
-            Self::Prefix(want) => value.starts_with(want.as_bytes()),
-            Self::Suffix(want) => value.ends_with(want.as_bytes()),
-            Self::Contains(want) => memchr_find(value, want.as_bytes()),
+            Self::Exact(want) => same(value, want.as_bytes()),
+            Self::Prefix(want) => value.get(..want.len()).is_some_and(|head| same(head, want.as_bytes())),
+            Self::Suffix(want) => {
+                let start = value.len().checked_sub(want.len());
+                start.is_some_and(|start| same(&value[start..], want.as_bytes()))
+            }
+            Self::Contains(want) => {
+                want.is_empty() || value.windows(want.len()).any(|window| same(window, want.as_bytes()))
+            }
             Self::Regex(regex) => regex.matches(value),
         }
     }
-
-    fn lower(&self) -> Cow<'_, Self> {
-        let fold = |s: &Arc<str>| -> Arc<str> { s.to_ascii_lowercase().into() };
-        match self {
-            Self::Exact(s) => Cow::Owned(Self::Exact(fold(s))),
-            Self::Prefix(s) => Cow::Owned(Self::Prefix(fold(s))),
-            Self::Suffix(s) => Cow::Owned(Self::Suffix(fold(s))),
-            Self::Contains(s) => Cow::Owned(Self::Contains(fold(s))),
-            Self::Regex(_) => Cow::Borrowed(self),
-        }
-    }
-}
-
-fn memchr_find(hay: &[u8], needle: &[u8]) -> bool {
-    needle.is_empty() || hay.windows(needle.len()).any(|window| window == needle)
 }
 
 /// What a header's value must be.
@@ -236,9 +230,60 @@ mod tests {
 
     #[test]
     fn strings_compare_with_and_without_case() {
-        let exact = StringMatch::Exact("Ab".into());
-        assert!(exact.matches(b"Ab", false) && !exact.matches(b"ab", false) && exact.matches(b"aB", true));
-        assert!(StringMatch::Contains("b".into()).matches(b"abc", false));
+        for (matcher, value, same_case, any_case) in [
+            (StringMatch::Exact("Ab".into()), "Ab", true, true),
+            (StringMatch::Exact("Ab".into()), "aB", false, true),
+            (StringMatch::Exact("Ab".into()), "Abc", false, false),
+            (StringMatch::Prefix("Ab".into()), "abC", false, true),
+            (StringMatch::Prefix("Ab".into()), "A", false, false),
+            (StringMatch::Suffix("Ab".into()), "xaB", false, true),
+            (StringMatch::Suffix("Ab".into()), "b", false, false),
+            (StringMatch::Contains("b".into()), "aBc", false, true),
+            (StringMatch::Contains("".into()), "", true, true),
+            (StringMatch::Regex(FullRegex::new("a+").expect("valid")), "AA", false, false),
+        ] {
+            let got = [false, true].map(|fold| matcher.matches(value.as_bytes(), fold));
+            assert_eq!(got, [same_case, any_case], "{matcher:?} {value}");
+        }
+    }
+
+    #[test]
+    fn headers_match_as_in_envoy() {
+        use crate::plan::Facts;
+        let text =
+            |text: &str| HeaderValue::Text { matcher: StringMatch::Exact(text.into()), ignore_case: false };
+        let range = HeaderValue::Range { start: 1, end: 3 };
+        let one = |value, invert, missing_as_empty| HeaderMatch {
+            name: "x".into(),
+            value,
+            invert,
+            missing_as_empty,
+        };
+        let (none, a, ab) = (vec![], vec!["a"], vec!["a", "b"]);
+        for (matcher, lines, want) in [
+            (one(text("a"), false, false), &a, true),
+            (one(text("a"), false, false), &none, false),
+            (one(text("a"), true, false), &none, true),
+            (one(text("a"), true, false), &a, false),
+            // Several lines are one value, joined by commas.
+            (one(text("a"), false, false), &ab, false),
+            (one(text("a,b"), false, false), &ab, true),
+            (one(text(""), false, true), &none, true),
+            (one(text(""), true, true), &none, false),
+            (one(HeaderValue::Present(true), false, false), &a, true),
+            (one(HeaderValue::Present(true), true, false), &a, false),
+            (one(HeaderValue::Present(false), false, false), &none, true),
+            (one(HeaderValue::Present(true), false, true), &none, true),
+            (one(range.clone(), false, false), &vec!["1"], true),
+            (one(range.clone(), false, false), &vec!["3"], false),
+            (one(range.clone(), false, false), &vec!["x"], false),
+            (one(range, false, true), &none, false),
+        ] {
+            let facts = lines.iter().fold(Facts::get("h", "/"), |facts, line| facts.with("X", line));
+            assert_eq!(matcher.matches(&facts), want, "{matcher:?} {lines:?}");
+        }
+        let method = HeaderMatch { name: ":method".into(), ..one(text("GET"), false, false) };
+        assert!(method.matches(&Facts::get("h", "/")));
     }
 
     #[test]

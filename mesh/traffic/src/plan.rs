@@ -161,8 +161,7 @@ pub fn matches(matcher: &RouteMatch, request: &impl RequestFacts) -> bool {
 pub fn is_grpc(request: &impl RequestFacts) -> bool {
     let kind = request.header("content-type");
     kind.is_some_and(|kind| {
-        kind.strip_prefix(b"application/grpc")
-            .is_some_and(|rest| rest.is_empty() || rest[0] == b'+' || rest[0] == b';')
+        kind.strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || rest[0] == b'+')
     })
 }
 
@@ -183,6 +182,7 @@ pub fn path_matches(matcher: &PathMatch, path: &str, ignore_case: bool, connect:
         _ if connect => false,
         PathMatch::Prefix(prefix) => begins(prefix),
         PathMatch::Segments(prefix) => {
+            let prefix = prefix.trim_end_matches('/');
             begins(prefix) && (path.len() == prefix.len() || path.as_bytes()[prefix.len()] == b'/')
         }
         PathMatch::Exact(exact) if ignore_case => path.eq_ignore_ascii_case(exact),
@@ -203,16 +203,14 @@ pub fn target(forward: &Forward, draw: u64) -> (&Name, Option<&crate::route::Arm
     }
 }
 
-/// How long a request may take: the route's timeout, for gRPC capped or set by what the client asks for.
+/// How long a request may take; `None` for no limit. Where the route sets a limit for gRPC requests, it takes the place of the
+/// route's timeout: a client may ask for less, and for anything when the limit is zero.
 #[must_use]
 pub fn timeout(forward: &Forward, request: &impl RequestFacts) -> Option<Duration> {
     let Some(cap) = forward.max_grpc_timeout.filter(|_| is_grpc(request)) else { return forward.timeout };
     let asked = request.header("grpc-timeout").and_then(|value| grpc_timeout(&value));
-    match (asked, cap) {
-        (None, _) => forward.timeout,
-        (Some(asked), Duration::ZERO) => Some(asked),
-        (Some(asked), cap) => Some(asked.min(cap)),
-    }
+    let limits = [Some(cap), asked].into_iter().flatten();
+    limits.filter(|limit| !limit.is_zero()).min()
 }
 
 /// Reads `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2).
@@ -258,18 +256,13 @@ pub fn own_answer(route: &Route, request: &impl RequestFacts) -> Option<Reply> {
 
 fn location(redirect: &Redirect, matcher: &RouteMatch, request: &impl RequestFacts) -> String {
     let scheme = redirect.scheme.as_deref().unwrap_or_else(|| request.scheme());
-    let (own_host, own_port) = split_port(request.authority());
-    let host = redirect.host.as_deref().unwrap_or(own_host);
-    let kept = own_port.filter(|_| redirect.host.is_none() && redirect.scheme.is_none());
-    let standard = if scheme == "https" { 443 } else { 80 };
-    // A changed scheme drops the old scheme's standard port only (Envoy).
-    let moved = own_port
-        .filter(|port| redirect.host.is_none() && redirect.scheme.is_some() && ![80, 443].contains(port));
-    let port = redirect
-        .port
-        .or(kept)
-        .or(moved)
-        .filter(|port| *port != standard || redirect.port.is_none() && kept.is_some());
+    let (host, own_port) = split_port(request.authority());
+    // The request's own port goes when the route names one, or when it was the standard one of a scheme that changes (Envoy).
+    let stays = |port: &u16| scheme == request.scheme() || Some(*port) != standard_port(request.scheme());
+    let (host, port) = match &redirect.host {
+        Some(host) => (&**host, redirect.port),
+        None => (host, redirect.port.or(own_port.filter(stays))),
+    };
     let (path, query) = match request.path().split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (request.path(), None),
@@ -289,6 +282,14 @@ fn location(redirect: &Redirect, matcher: &RouteMatch, request: &impl RequestFac
         location.push_str(query);
     }
     location
+}
+
+fn standard_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
 }
 
 fn split_port(authority: &str) -> (&str, Option<u16>) {

@@ -171,6 +171,7 @@ impl RetryPolicy {
             Outcome::ConnectFailure => {
                 has(RetryOn::CONNECT_FAILURE)
                     || has(RetryOn::RESET)
+                    || has(RetryOn::RESET_BEFORE_REQUEST)
                     || has(RetryOn::FIVE_XX)
                     || has(RetryOn::GATEWAY_ERROR)
             }
@@ -242,6 +243,11 @@ mod tests {
             ("connect-failure", Outcome::ConnectFailure, true),
             ("refused-stream", Outcome::Refused, true),
             ("reset-before-request", Outcome::Reset { before_request: true }, true),
+            ("reset-before-request", Outcome::ConnectFailure, true),
+            ("reset-before-request", Outcome::Refused, false),
+            ("reset", Outcome::Refused, true),
+            ("gateway-error", Outcome::TryTimeout, true),
+            ("retriable-status-codes", answered(503), false),
             ("reset-before-request", Outcome::Reset { before_request: false }, false),
             ("unavailable", grpc(14), true),
             ("unavailable", answered(503), false),

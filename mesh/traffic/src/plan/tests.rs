@@ -95,6 +95,14 @@ fn redirects_name_the_new_place() {
         (Redirect { scheme: Some("https".into()), ..base() }, "h:80", "https://h/old/x?q"),
         (Redirect { scheme: Some("https".into()), ..base() }, "h:8080", "https://h:8080/old/x?q"),
         (Redirect { port: Some(8443), ..base() }, "h", "http://h:8443/old/x?q"),
+        (Redirect { port: Some(8443), ..base() }, "h:80", "http://h:8443/old/x?q"),
+        (Redirect { port: Some(80), ..base() }, "h:8080", "http://h:80/old/x?q"),
+        (Redirect { scheme: Some("https".into()), ..base() }, "h:443", "https://h:443/old/x?q"),
+        (Redirect { scheme: Some("https".into()), ..base() }, "[::1]:80", "https://[::1]/old/x?q"),
+        (Redirect { scheme: Some("https".into()), ..base() }, "[::1]", "https://[::1]/old/x?q"),
+        (Redirect { scheme: Some("http".into()), ..base() }, "h:80", "http://h:80/old/x?q"),
+        (Redirect { host: Some("o:1".into()), port: Some(2), ..base() }, "h", "http://o:1:2/old/x?q"),
+        (Redirect { path: Some(RedirectPath::Full("/n?own".into())), ..base() }, "h", "http://h/n?own"),
         (Redirect { path: Some(RedirectPath::Prefix("/new".into())), ..base() }, "h", "http://h/new/x?q"),
         (Redirect { strip_query: true, ..base() }, "h", "http://h/old/x"),
     ] {
@@ -110,12 +118,68 @@ fn a_grpc_timeout_is_capped_by_the_route() {
         (seconds(2), "3S", seconds(2)),
         (seconds(2), "1M", seconds(2)),
         (None, "3S", seconds(9)),
-        (seconds(0), "999999999S", seconds(9)),
-        (seconds(0), "+3S", seconds(9)),
+        // What cannot be read, and zero, ask for nothing; the route's limit for gRPC is then all there is.
+        (seconds(0), "999999999S", None),
+        (seconds(0), "+3S", None),
+        (seconds(2), "+3S", seconds(2)),
+        (seconds(2), "0S", seconds(2)),
+        (seconds(2), "1500m", Some(Duration::from_millis(1500))),
     ] {
         let forward = Forward { timeout: seconds(9), max_grpc_timeout: cap, ..Forward::default() };
         let request =
             Facts::get("h", "/").with("content-type", "application/grpc").with("grpc-timeout", asked);
         assert_eq!(timeout(&forward, &request), want, "{cap:?} {asked}");
+    }
+}
+
+#[test]
+fn only_grpc_requests_count_as_grpc() {
+    for (kind, want) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc-web", false),
+        ("application/json", false),
+        ("", false),
+    ] {
+        assert_eq!(is_grpc(&Facts::get("h", "/").with("content-type", kind)), want, "{kind:?}");
+    }
+    let forward = Forward { timeout: None, max_grpc_timeout: Some(Duration::ZERO), ..Forward::default() };
+    assert_eq!(timeout(&forward, &Facts::get("h", "/").with("grpc-timeout", "1S")), None);
+}
+
+#[test]
+fn paths_are_compared_in_each_form() {
+    let regex = |pattern| PathMatch::Regex(FullRegex::new(pattern).expect("valid"));
+    for (matcher, path, fold, want) in [
+        (PathMatch::Prefix("/foo".into()), "/foobar", false, true),
+        (PathMatch::Prefix("/foo".into()), "/FOO", false, false),
+        (PathMatch::Prefix("/foo".into()), "/FOO/x", true, true),
+        (PathMatch::Prefix("/ö".into()), "/\u{f6}x", false, true),
+        (PathMatch::Segments("/foo".into()), "/foobar", false, false),
+        (PathMatch::Segments("/foo".into()), "/foo", false, true),
+        (PathMatch::Segments("/foo".into()), "/foo/", false, true),
+        (PathMatch::Segments("/foo".into()), "/FOO/x", true, true),
+        (PathMatch::Segments("/".into()), "/foo", false, true),
+        (PathMatch::Segments("/foo/".into()), "/foo/bar", false, true),
+        (PathMatch::Exact("/foo".into()), "/foo/", false, false),
+        (PathMatch::Exact("/foo".into()), "/Foo", true, true),
+        (regex("/a|/b"), "/b", false, true),
+        (regex("/a"), "/ab", false, false),
+        (regex("/a"), "/A", true, false),
+        (PathMatch::Connect, "/", false, false),
+    ] {
+        assert_eq!(path_matches(&matcher, path, fold, false), want, "{matcher:?} {path} {fold}");
+    }
+}
+
+#[test]
+fn paths_are_rewritten_by_regex_with_their_query_kept() {
+    let pattern = FullRegex::new("/v([0-9]+)").expect("valid");
+    let rewrite = PathRewrite::Regex { pattern, substitution: r"/api/\1".into() };
+    let forward = Forward { path_rewrite: Some(rewrite), ..Forward::default() };
+    for (path, want) in
+        [("/v1/x?a=/v2", "/api/1/x?a=/v2"), ("/v1/v2", "/api/1/api/2"), ("/x", "/x"), ("/$1", "/$1")]
+    {
+        assert_eq!(rewritten_path(&forward, &RouteMatch::default(), path).as_deref(), Some(want));
     }
 }
