@@ -162,8 +162,9 @@ async fn ask(
     body.put_u8(0);
     body.put_u32(u32::try_from(check.encoded_len()).map_err(|_| "question too large")?);
     check.encode(&mut body).map_err(|e| e.to_string())?;
-    let mut ask =
-        Head::request(Method::POST, &settings.cluster, "/envoy.service.auth.v3.Authorization/Check");
+    // `outbound|9091||mixer.istio-system.svc.cluster.local`: `|` is no character of an authority.
+    let authority = settings.cluster.rsplit('|').next().unwrap_or_default();
+    let mut ask = Head::request(Method::POST, authority, "/envoy.service.auth.v3.Authorization/Check");
     ask.set(Known::ContentType, "application/grpc");
     ask.set(Known::Te, "trailers");
     ask.set(Known::GrpcTimeout, format!("{}m", settings.timeout.as_millis().clamp(1, 99_999_999)));

@@ -140,7 +140,12 @@ fn ads() -> core::ConfigSource {
 fn grpc(cluster: &str, timeout: Option<Duration>) -> core::GrpcService {
     core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
-            core::grpc_service::EnvoyGrpc { cluster_name: cluster.to_owned(), ..Default::default() },
+            core::grpc_service::EnvoyGrpc {
+                cluster_name: cluster.to_owned(),
+                // By default the cluster's name would be the authority, and `|` is no character of one.
+                authority: cluster.rsplit('|').next().unwrap_or(cluster).to_owned(),
+                ..Default::default()
+            },
         )),
         timeout: timeout.map(duration),
         ..Default::default()
