@@ -348,9 +348,12 @@ impl Listener {
             &|m| longest(&m.destinations, facts.destination.ip()),
             &|m| server_name(&m.server_names, facts.server_name),
             &|m| rank(m.transport.is_none(), m.transport == Some(facts.transport), 1),
+            // The client's own order decides among the protocols that it offers.
             &|m| {
-                let hit = m.protocols.iter().any(|p| facts.protocols.contains(&&**p));
-                rank(m.protocols.is_empty(), hit, 1)
+                let wanted = |offered: &&str| m.protocols.iter().any(|p| &**p == *offered);
+                let first = facts.protocols.iter().position(wanted);
+                let score = first.map(|place| facts.protocols.len() - place);
+                if m.protocols.is_empty() { Some(0) } else { score }
             },
             &|m| longest(&m.sources, facts.source.ip()),
         ];
@@ -467,6 +470,43 @@ mod tests {
             };
             let name = listener.chain_for(&facts).map(|chain| chain.name.to_string());
             assert_eq!(name.as_deref(), Some(want), "{port} {transport:?} {sni:?}");
+        }
+    }
+
+    #[test]
+    fn among_protocols_the_clients_order_decides() {
+        let speaks = |protocols: &[&str]| ChainMatch {
+            protocols: protocols.iter().map(|p| Name::from(*p)).collect(),
+            ..ChainMatch::default()
+        };
+        let listener = Listener {
+            name: "l".into(),
+            address: ([127, 0, 0, 1], 80).into(),
+            additional: Vec::new(),
+            bind: true,
+            use_original_dst: false,
+            direction: Direction::Inbound,
+            inspect: Inspect::default(),
+            chains: vec![chain("h1", speaks(&["http/1.1", "http/1.0"])), chain("h2", speaks(&["h2"]))],
+            default_chain: Some(chain("default", ChainMatch::default())),
+            access_log: Vec::new(),
+        };
+        for (offered, want) in [
+            (&["h2", "http/1.1"][..], "h2"),
+            (&["http/1.1", "h2"], "h1"),
+            (&["x", "http/1.0", "h2"], "h1"),
+            (&["x"], "default"),
+            (&[], "default"),
+        ] {
+            let facts = ConnectionFacts {
+                destination: ([10, 0, 0, 1], 80).into(),
+                source: ([10, 0, 0, 2], 9).into(),
+                transport: Transport::Tls,
+                server_name: "",
+                protocols: offered,
+            };
+            let name = listener.chain_or_default(&facts).map(|chain| chain.name.to_string());
+            assert_eq!(name.as_deref(), Some(want), "{offered:?}");
         }
     }
 

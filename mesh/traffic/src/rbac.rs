@@ -110,25 +110,47 @@ impl Rbac {
     /// Judges a request.
     #[must_use]
     pub fn check(&self, request: &impl RequestFacts, peer: &Peer<'_>) -> Verdict<'_> {
-        self.judge(|rule| rule.matches(Some(request), peer))
+        self.judge(|rule| rule.holds(Some(request), peer))
     }
 
-    /// Judges a connection whose bytes are not HTTP: conditions on requests do not hold.
+    /// Judges a connection whose bytes are not HTTP. Whether a condition on requests holds cannot be known then, nor whether its
+    /// negation does: a policy that hangs on it does not allow, and does deny.
     #[must_use]
     pub fn check_connection(&self, peer: &Peer<'_>) -> Verdict<'_> {
-        self.judge(|rule| rule.matches::<NoRequest>(None, peer))
+        self.judge(|rule| rule.holds::<NoRequest>(None, peer))
     }
 
-    fn judge(&self, holds: impl Fn(&Rule) -> bool) -> Verdict<'_> {
-        let hit =
-            |policy: &&Policy| policy.permissions.iter().any(&holds) && policy.principals.iter().any(&holds);
-        let found = self.policies.iter().find(hit);
+    fn judge(&self, holds: impl Fn(&Rule) -> Option<bool>) -> Verdict<'_> {
+        let matches = |policy: &Policy| {
+            let permitted = any(policy.permissions.iter().map(&holds));
+            if permitted == Some(false) {
+                return permitted;
+            }
+            all([permitted, any(policy.principals.iter().map(&holds))].into_iter())
+        };
+        let unknown = self.action == Effect::Deny;
+        let found = self.policies.iter().find(|policy| matches(policy).unwrap_or(unknown));
         match (self.action, found) {
             (Effect::Allow, None) => Verdict::Denied(None),
             (Effect::Deny, Some(policy)) => Verdict::Denied(Some(&policy.name)),
             _ => Verdict::Allowed,
         }
     }
+}
+
+/// True when one is; unknown when none is but one might be.
+fn any(mut parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut unknown = false;
+    let hit = parts.any(|part| {
+        unknown |= part.is_none();
+        part == Some(true)
+    });
+    if !hit && unknown { None } else { Some(hit) }
+}
+
+/// False when one is; unknown when none is but one might be.
+fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    any(parts.map(|part| part.map(|holds| !holds))).map(|miss| !miss)
 }
 
 /// Stands for "there is no request" where a type is needed.
@@ -153,18 +175,25 @@ impl RequestFacts for NoRequest {
 }
 
 impl Rule {
-    fn matches<R: RequestFacts>(&self, request: Option<&R>, peer: &Peer<'_>) -> bool {
-        match self {
+    /// Whether the condition holds; `None` when that cannot be known.
+    fn holds<R: RequestFacts>(&self, request: Option<&R>, peer: &Peer<'_>) -> Option<bool> {
+        let of_request = |holds: &dyn Fn(&R) -> bool| request.map(holds);
+        Some(match self {
             Self::Any => true,
-            Self::All(rules) => rules.iter().all(|rule| rule.matches(request, peer)),
-            Self::OneOf(rules) => rules.iter().any(|rule| rule.matches(request, peer)),
-            Self::Not(rule) => !rule.matches(request, peer),
-            Self::Header(header) => request.is_some_and(|request| header.matches(request)),
-            Self::Path { matcher, ignore_case } => request
-                .is_some_and(|request| matcher.matches(bare_path(request.path()).as_bytes(), *ignore_case)),
-            Self::UrlPath(path) => request.is_some_and(|request| {
-                crate::plan::path_matches(path, bare_path(request.path()), false, false)
-            }),
+            Self::All(rules) => return all(rules.iter().map(|rule| rule.holds(request, peer))),
+            Self::OneOf(rules) => return any(rules.iter().map(|rule| rule.holds(request, peer))),
+            Self::Not(rule) => !rule.holds(request, peer)?,
+            Self::Header(header) => return of_request(&|request| header.matches(request)),
+            Self::Path { matcher, ignore_case } => {
+                return of_request(&|request| {
+                    matcher.matches(bare_path(request.path()).as_bytes(), *ignore_case)
+                });
+            }
+            Self::UrlPath(path) => {
+                return of_request(&|request| {
+                    crate::plan::path_matches(path, bare_path(request.path()), false, false)
+                });
+            }
             Self::DestinationIp(block) => block.contains(peer.destination.ip()),
             Self::DestinationPort(port) => peer.destination.port() == *port,
             Self::DirectRemoteIp(block) => block.contains(peer.direct),
@@ -175,7 +204,7 @@ impl Rule {
                 (Some(matcher), Some(identity)) => matcher.matches(identity.as_bytes(), false),
             },
             Self::ServerName(matcher) => matcher.matches(peer.server_name.as_bytes(), false),
-        }
+        })
     }
 }
 
@@ -235,5 +264,80 @@ mod tests {
         assert_eq!(allow.check_connection(&peer(None)), Verdict::Denied(None));
         let empty = Rbac { action: Effect::Allow, policies: Vec::new(), shadow: false };
         assert_eq!(empty.check_connection(&peer(None)), Verdict::Denied(None));
+    }
+
+    #[test]
+    fn a_condition_on_requests_counts_against_a_plain_connection_whichever_way_it_is_turned() {
+        let path = || Rule::Path { matcher: StringMatch::Exact("/a".into()), ignore_case: false };
+        let port = |port| Rule::DestinationPort(port);
+        let not = |rule| Rule::Not(Box::new(rule));
+        for (rule, allows, denies) in [
+            (path(), false, true),
+            (not(path()), false, true),
+            (not(not(path())), false, true),
+            (Rule::All(vec![path(), port(8080)]), false, true),
+            // What is known decides where it can.
+            (Rule::All(vec![path(), port(1)]), false, false),
+            (Rule::OneOf(vec![path(), port(8080)]), true, true),
+            (Rule::OneOf(vec![path(), port(1)]), false, true),
+            (not(Rule::OneOf(vec![path(), port(8080)])), false, false),
+            (Rule::All(Vec::new()), true, true),
+            (Rule::OneOf(Vec::new()), false, false),
+        ] {
+            let peer = peer(None);
+            let allow = rules(Effect::Allow, vec![rule.clone()], vec![Rule::Any]);
+            assert_eq!(allow.check_connection(&peer) == Verdict::Allowed, allows, "allow {rule:?}");
+            let deny = rules(Effect::Deny, vec![rule.clone()], vec![Rule::Any]);
+            assert_eq!(deny.check_connection(&peer) != Verdict::Allowed, denies, "deny {rule:?}");
+            let log = rules(Effect::Log, vec![rule], vec![Rule::Any]);
+            assert_eq!(log.check_connection(&peer), Verdict::Allowed);
+        }
+    }
+
+    #[test]
+    fn every_kind_of_condition_looks_at_its_own_fact() {
+        let id = "spiffe://cluster.local/ns/a/sa/b";
+        let block = |text| Cidr::parse(text).expect("a block");
+        let request = Facts::get("host.example", "/p?q").with("x-user", "ann");
+        let peer = Peer {
+            identity: Some(id),
+            direct: [10, 0, 0, 9].into(),
+            remote: [192, 168, 0, 1].into(),
+            destination: ([10, 0, 0, 1], 8080).into(),
+            server_name: "sni.example",
+        };
+        let header = |name: &str, text: &str| {
+            Rule::Header(HeaderMatch {
+                name: name.into(),
+                value: crate::matchers::HeaderValue::Text {
+                    matcher: StringMatch::Exact(text.into()),
+                    ignore_case: false,
+                },
+                invert: false,
+                missing_as_empty: false,
+            })
+        };
+        for (rule, want) in [
+            (header("x-user", "ann"), true),
+            (header(":method", "GET"), true),
+            (header(":authority", "host.example"), true),
+            (header(":path", "/p"), false),
+            (Rule::UrlPath(PathMatch::Segments("/p".into())), true),
+            (Rule::DestinationIp(block("10.0.0.0/24")), true),
+            (Rule::DestinationPort(80), false),
+            (Rule::DirectRemoteIp(block("10.0.0.9")), true),
+            (Rule::DirectRemoteIp(block("192.168.0.0/16")), false),
+            (Rule::RemoteIp(block("192.168.0.0/16")), true),
+            (Rule::Authenticated(None), true),
+            (Rule::Authenticated(Some(StringMatch::Suffix("/ns/a/sa/b".into()))), true),
+            (Rule::Authenticated(Some(StringMatch::Contains("/ns/b/".into()))), false),
+            (Rule::ServerName(StringMatch::Exact("sni.example".into())), true),
+        ] {
+            let deny = rules(Effect::Deny, vec![rule.clone()], vec![Rule::Any]);
+            let denied = deny.check(&request, &peer) == Verdict::Denied(Some(&"p".into()));
+            assert_eq!(denied, want, "{rule:?}");
+            let allow = rules(Effect::Allow, vec![Rule::Any], vec![Rule::Not(Box::new(rule.clone()))]);
+            assert_eq!(allow.check(&request, &peer) == Verdict::Allowed, !want, "not {rule:?}");
+        }
     }
 }
