@@ -147,9 +147,7 @@ fn load(paths: &[PathBuf]) -> anyhow::Result<Snapshot> {
 fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let snapshot = load(&args.files)?;
     let findings = snapshot.diagnostics();
-    for finding in &findings {
-        println!("{finding:#}");
-    }
+    say(&findings.iter().map(|f| format!("{f:#}\n")).collect::<String>())?;
     let wrong = findings.iter().filter(|f| f.is_error() || f.is_unknown()).count();
     let objects = snapshot.resources().len();
     if wrong > 0 {
@@ -187,7 +185,7 @@ fn ask(addr: SocketAddr, path: &str) -> anyhow::Result<String> {
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let text = ask(args.addr, "/debug/syncz")?;
     if args.output == Output::Json {
-        println!("{text}");
+        say(&format!("{text}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let clients: Vec<serde_json::Value> = serde_json::from_str(&text).context("pilot's answer")?;
@@ -218,10 +216,8 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         row.push(get("agent"));
         rows.push(row);
     }
-    table(&rows);
-    for refusal in refusals {
-        println!("{refusal}");
-    }
+    let refusals: String = refusals.iter().map(|r| format!("{r}\n")).collect();
+    say(&(table(&rows) + &refusals))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -260,11 +256,11 @@ fn tls_check(args: &TlsCheckArgs) -> anyhow::Result<ExitCode> {
         tls_check::check(&translator, client, service).map_err(anyhow::Error::msg)?
     };
     if args.output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        say(&(serde_json::to_string_pretty(&rows)? + "\n"))?;
     } else {
         let mut lines = vec![COLUMNS.map(str::to_owned).to_vec()];
         lines.extend(rows.iter().map(|r| r.cells().map(str::to_owned).to_vec()));
-        table(&lines);
+        say(&table(&lines))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -289,8 +285,8 @@ fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let model = Arc::new(Model::new(Arc::new(load(&args.files)?)));
     let answer = explain::explain(model, &sender, &request).map_err(anyhow::Error::msg)?;
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string(&answer)?),
-        Output::Text => print!("{}", in_words(&answer)),
+        Output::Json => say(&(serde_json::to_string(&answer)? + "\n"))?,
+        Output::Text => say(&in_words(&answer))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -336,15 +332,27 @@ fn in_words(answer: &Answer) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Prints rows in aligned columns.
-fn table(rows: &[Vec<String>]) {
+/// Writes an answer. A reader that has seen enough (`| head`) is no error.
+fn say(text: &str) -> anyhow::Result<()> {
+    use std::io::{ErrorKind, Write as _};
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("standard output"),
+        _ => Ok(()),
+    }
+}
+
+/// Rows in aligned columns.
+fn table(rows: &[Vec<String>]) -> String {
+    let mut out = String::new();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(String::len).max().unwrap_or(0);
     let widths: Vec<_> = (0..columns).map(width).collect();
     for row in rows {
         let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", cells.join("     ").trim_end());
+        out.push_str(cells.join("     ").trim_end());
+        out.push('\n');
     }
+    out
 }
 
 /// The shape of the status answer, so that a change of it breaks the build here.

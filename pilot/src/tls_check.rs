@@ -3,6 +3,9 @@
 //! In: a model, a client pod, a service. Out: [`Row`]s with istioctl's columns. Kept true: CLIENT is what is really sent,
 //! decided as the proxy decides it. Not here: HTTP and tables on the terminal (`cli`).
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     model::{
         auth::Mode,

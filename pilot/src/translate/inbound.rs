@@ -7,7 +7,7 @@
 use super::{
     Made, Part, Translator,
     authz::Layer,
-    outbound::{chain, listener, only, plain_http},
+    outbound::{chain, listener, plain_http},
     tls::server_context,
 };
 use crate::model::{
@@ -35,6 +35,10 @@ use std::{
 
 /// How long mixer may take to answer before a request is refused for it.
 const POLICY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for the first bytes where a server may have to speak first.
+const SERVER_MAY_SPEAK: Duration = Duration::from_secs(1);
+/// Longest wait for the first bytes where clients speak first.
+const CLIENT_SPEAKS: Duration = Duration::from_secs(15);
 /// Where captured connections to the workload come from, so that capture lets them through.
 const INBOUND_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
 
@@ -376,17 +380,12 @@ fn context(proxy: &Proxy, service: Option<&Arc<Service>>) -> Vec<(Name, Name)> {
     facts
 }
 
-/// What must be looked at to tell the chains apart.
+/// What must be looked at to tell the chains apart, and how long that may take. Where every client speaks first there
+/// is no hurry: a busy one must not be taken for plaintext. Where a server may speak first, waiting delays it.
 fn inspection(chains: &[Arc<FilterChain>]) -> Inspect {
-    Inspect {
-        original_dst: false,
-        tls: chains.iter().any(|c| c.matcher.transport.is_some()),
-        http: chains.iter().any(|c| c.tls.is_none() && !c.matcher.protocols.is_empty()),
-        timeout: None,
-    }
-}
-
-/// The block of an address, for chains that are told apart by it.
-pub fn block(ip: IpAddr) -> mesh_traffic::listener::Cidr {
-    only(ip)
+    let tls = chains.iter().any(|c| c.matcher.transport.is_some());
+    let http = chains.iter().any(|c| c.tls.is_none() && !c.matcher.protocols.is_empty());
+    let bytes = chains.iter().any(|c| matches!(c.terminal, Terminal::Tcp(_)) && c.tls.is_none());
+    let patience = if bytes { SERVER_MAY_SPEAK } else { CLIENT_SPEAKS };
+    Inspect { original_dst: false, tls, http, timeout: (tls || http).then_some(patience) }
 }

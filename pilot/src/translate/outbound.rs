@@ -17,7 +17,7 @@ use crate::model::{
 use mesh_config::kinds::OutboundMode;
 use mesh_traffic::{
     Listener,
-    listener::{ChainMatch, Cidr, FilterChain, Inspect, RouteSource, TcpProxy, Terminal, Transport},
+    listener::{ChainMatch, FilterChain, Inspect, RouteSource, TcpProxy, Terminal, Transport},
     names::{ClusterName, Direction, Name, VIRTUAL_OUTBOUND},
     route::{Arm, HeaderOps, Split, Target},
 };
@@ -331,9 +331,4 @@ impl Translator {
             _ => Split::new(arms).ok().map(Target::Split),
         }
     }
-}
-
-/// The block of one address.
-pub fn only(ip: IpAddr) -> Cidr {
-    Cidr::host(ip)
 }
