@@ -24,6 +24,9 @@ pub(super) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpPr
 /// Metadata whose values select a TLS context.
 pub(super) const TLS_METADATA: &str = "envoy.transport_socket_match";
 
+/// Upstream filters that only exchange peer metadata in Istio's proxies: this proxy does that natively.
+const NATIVE: [&str; 2] = ["istio.metadata_exchange", "envoy.filters.network.upstream.metadata_exchange"];
+
 /// A cluster.
 ///
 /// # Errors
@@ -31,6 +34,16 @@ pub(super) const TLS_METADATA: &str = "envoy.transport_socket_match";
 #[allow(deprecated, reason = "Envoy's older HTTP options are still what many bootstraps say")]
 pub fn cluster(wire: pb::Cluster) -> Decoded<Cluster> {
     refuse!(wire, load_balancing_policy, lb_subset_config, health_checks, upstream_config);
+    refuse!(wire, transport_socket_matcher, queuing_policies, connection_pool_per_downstream_connection);
+    refuse_sni(wire.upstream_http_protocol_options.as_ref())?;
+    if let Some(i) = wire.filters.iter().position(|f| !NATIVE.contains(&f.name.as_str())) {
+        let why = format!("upstream filter {:?} is not supported", wire.filters[i].name);
+        return Err(Reject::new(why).at(format!("filters[{i}]")));
+    }
+    if wire.common_lb_config.as_ref().is_some_and(|c| c.consistent_hashing_lb_config.is_some()) {
+        let path = "common_lb_config.consistent_hashing_lb_config";
+        return Err(Reject::new("bounded loads are not supported").at(path));
+    }
     let discovery = discovery(&wire)?;
     let http = match wire.typed_extension_protocol_options.get(HTTP_OPTIONS) {
         Some(any) => http_options(xds::unpack(any).map_err(Reject::new)?)
@@ -86,6 +99,16 @@ pub fn cluster(wire: pb::Cluster) -> Decoded<Cluster> {
     })
 }
 
+/// Names taken from the request restrict whom we trust, so they may not be passed over.
+fn refuse_sni(wire: Option<&core::UpstreamHttpProtocolOptions>) -> Decoded<()> {
+    let Some(wire) = wire else { return Ok(()) };
+    let check = || -> Decoded<()> {
+        refuse!(wire, auto_sni, auto_san_validation, override_auto_sni_header);
+        Ok(())
+    };
+    check().map_err(|e| e.at("upstream_http_protocol_options"))
+}
+
 fn discovery(wire: &pb::Cluster) -> Decoded<Discovery> {
     use pb::cluster::{ClusterDiscoveryType as D, DiscoveryType as T};
     let kind = match wire.cluster_discovery_type.as_ref() {
@@ -131,6 +154,9 @@ fn balance(policy: i32, config: Option<&pb::cluster::LbConfig>, discovery: &Disc
         (LbPolicy::LeastRequest, _) => Balance::LeastRequest,
         (LbPolicy::Random, _) => Balance::Random,
         (LbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(ring))) => {
+            if ring.hash_function != 0 {
+                return Err(Reject::new("only XX_HASH is supported").at("ring_hash_lb_config.hash_function"));
+            }
             Balance::RingHash { minimum: ring.minimum_ring_size.map_or(1024, |m| m.value) }
         }
         (LbPolicy::RingHash, _) => Balance::RingHash { minimum: 1024 },
@@ -240,6 +266,8 @@ struct HttpOptions {
 }
 
 fn http_options(wire: HttpProtocolOptions) -> Decoded<HttpOptions> {
+    refuse!(wire, http_filters, hash_policy, retry_policy, outlier_detection, request_mirror_policies);
+    refuse_sni(wire.upstream_http_protocol_options.as_ref())?;
     use options::{UpstreamProtocolOptions as P, explicit_http_config::ProtocolConfig as E};
     let protocol = match wire.upstream_protocol_options {
         None => None,

@@ -123,6 +123,8 @@ fn ext_authz(wire: authz_pb::ExtAuthz) -> Decoded<ExtAuthz> {
     use xds::envoy::config::core::v3::grpc_service::TargetSpecifier;
     refuse!(wire, filter_enabled, filter_enabled_metadata, deny_at_disable, validate_mutations);
     refuse!(wire, metadata_context_namespaces, typed_metadata_context_namespaces, disallowed_headers);
+    refuse!(wire, shadow_mode, decoder_header_mutation_rules, include_tls_session, encode_raw_headers);
+    refuse!(wire, route_metadata_context_namespaces, route_typed_metadata_context_namespaces);
     if wire.with_request_body.is_some() {
         return Err(Reject::new("sending bodies is not supported").at("with_request_body"));
     }

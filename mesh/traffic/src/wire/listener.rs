@@ -44,7 +44,10 @@ const NATIVE: [&str; 4] =
 /// The first field that cannot be honoured.
 #[allow(deprecated, reason = "deprecated fields are looked at only to refuse them")]
 pub fn listener(wire: pb::Listener) -> Decoded<Listener> {
-    refuse!(wire, filter_chain_matcher, udp_listener_config, api_listener);
+    refuse!(wire, filter_chain_matcher, udp_listener_config, api_listener, fcds_config, listener_specifier);
+    if bool_of(wire.transparent, false) {
+        return Err(Reject::new("transparent sockets are not supported").at("transparent"));
+    }
     let direction = if wire.traffic_direction == 1 { Direction::Inbound } else { Direction::Outbound };
     let main = wire.address.as_ref().ok_or_else(|| Reject::new("missing").at("address"))?;
     let additional = each(wire.additional_addresses, "additional_addresses", |one| {
@@ -167,7 +170,9 @@ fn network(wire: pb::Filter, direction: Direction) -> Decoded<Network> {
 fn tcp_proxy(any: &Any) -> Decoded<TcpProxy> {
     use tcp_pb::tcp_proxy::ClusterSpecifier as C;
     let wire: tcp_pb::TcpProxy = xds::unpack(any).map_err(Reject::new)?;
-    refuse!(wire, metadata_match, tunneling_config, on_demand, hash_policy);
+    refuse!(wire, metadata_match, tunneling_config, on_demand, hash_policy, proxy_protocol_tlvs);
+    refuse!(wire, downstream_idle_timeout, upstream_idle_timeout, max_downstream_connection_duration);
+    refuse!(wire, upstream_connect_mode, max_early_data_bytes);
     let target = match wire.cluster_specifier.ok_or_else(|| Reject::new("missing").at("cluster_specifier"))? {
         C::Cluster(name) => Target::Cluster(name.into()),
         C::WeightedClusters(split) => {
@@ -195,7 +200,20 @@ fn http_manager(any: &Any, direction: Direction) -> Decoded<HttpManager> {
     use hcm::http_connection_manager::{ForwardClientCertDetails as F, RouteSpecifier as R};
     let wire: hcm::HttpConnectionManager = xds::unpack(any).map_err(Reject::new)?;
     refuse!(wire, local_reply_config, original_ip_detection_extensions, early_header_mutation_extensions);
-    refuse!(wire, proxy_status_config, scheme_header_transformation);
+    refuse!(wire, proxy_status_config, scheme_header_transformation, forward_client_cert_matcher);
+    refuse!(
+        wire,
+        strip_matching_host_port,
+        strip_port_mode,
+        strip_trailing_host_dot,
+        path_normalization_options
+    );
+    refuse!(wire, typed_header_validation_config, forward_proto_config, via, append_x_forwarded_port);
+    refuse!(wire, always_set_request_id_in_response);
+    // 1 keeps `%2F` as it is, which is what this proxy does.
+    if wire.path_with_escaped_slashes_action > 1 {
+        return Err(Reject::new("only KEEP_UNCHANGED is supported").at("path_with_escaped_slashes_action"));
+    }
     let routes = match wire.route_specifier.ok_or_else(|| Reject::new("missing").at("route_specifier"))? {
         R::Rds(rds) => RouteSource::Rds(rds.route_config_name.into()),
         R::RouteConfig(inline) => RouteSource::Inline(Arc::new(
@@ -225,6 +243,7 @@ fn http_manager(any: &Any, direction: Direction) -> Decoded<HttpManager> {
         }
     };
     let common = wire.common_http_protocol_options.unwrap_or_default();
+    common_options(&common).map_err(|e| e.at("common_http_protocol_options"))?;
     let upgrades = wire.upgrade_configs.into_iter().filter(|u| bool_of(u.enabled, true));
     Ok(HttpManager {
         stat_prefix: wire.stat_prefix.into(),
@@ -260,6 +279,12 @@ fn http_manager(any: &Any, direction: Direction) -> Decoded<HttpManager> {
         merge_slashes: wire.merge_slashes,
         direction,
     })
+}
+
+fn common_options(wire: &core::HttpProtocolOptions) -> Decoded<()> {
+    refuse!(wire, max_connection_duration, max_stream_duration, headers_with_underscores_action);
+    refuse!(wire, max_requests_per_connection);
+    Ok(())
 }
 
 /// Millionths of a percentage. Envoy's resolution is a hundredth of a percent.

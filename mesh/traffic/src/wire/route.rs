@@ -35,6 +35,10 @@ pub fn route_configuration(wire: pb::RouteConfiguration) -> Decoded<RouteConfigu
         request_mirror_policies,
         typed_per_filter_config,
         most_specific_header_mutations_wins,
+        internal_only_headers,
+        vhost_header,
+        ignore_path_parameters_in_path_matching,
+        route_specifiers,
     );
     let headers = header_ops(
         wire.request_headers_to_add,
@@ -67,7 +71,10 @@ pub fn virtual_host(wire: pb::VirtualHost) -> Decoded<VirtualHost> {
         matcher,
         retry_policy,
         hedge_policy,
-        request_mirror_policies
+        request_mirror_policies,
+        retry_policy_typed_config,
+        include_attempt_count_in_response,
+        route_specifiers,
     );
     if wire.domains.is_empty() {
         return Err(Reject::new("at least one domain is needed").at("domains"));
@@ -95,7 +102,7 @@ pub fn virtual_host(wire: pb::VirtualHost) -> Decoded<VirtualHost> {
 }
 
 fn route(wire: pb::Route) -> Decoded<Route> {
-    refuse!(wire, tracing);
+    refuse!(wire, tracing, route_specifiers);
     let matcher = wire.r#match.ok_or_else(|| Reject::new("missing").at("match"))?;
     let matcher = route_match(matcher).map_err(|e| e.at("match"))?;
     let cors = filter::cors(&wire.typed_per_filter_config)?;
@@ -209,6 +216,15 @@ fn forward(wire: pb::RouteAction, cors: Option<Box<Cors>>) -> Decoded<Forward> {
         None => Some(Duration::from_secs(15)),
         Some(timeout) => Some(timeout).filter(|t| !t.is_zero()),
     };
+    if let Some(stream) = &wire.max_stream_duration {
+        let at = |e: Reject| e.at("max_stream_duration");
+        if limit(stream.max_stream_duration.as_ref(), "max_stream_duration").map_err(at)?.is_some() {
+            return Err(at(Reject::new("only zero is supported").at("max_stream_duration")));
+        }
+        if stream.grpc_timeout_header_offset.is_some() {
+            return Err(at(Reject::new("not supported").at("grpc_timeout_header_offset")));
+        }
+    }
     let max_grpc_timeout = match wire.max_stream_duration.and_then(|m| m.grpc_timeout_header_max) {
         Some(max) => duration(Some(&max), "max_stream_duration.grpc_timeout_header_max")?,
         None => duration(wire.max_grpc_timeout.as_ref(), "max_grpc_timeout")?,
@@ -256,6 +272,7 @@ fn split(wire: pb::WeightedCluster) -> Decoded<Target> {
 
 fn retry(wire: pb::RetryPolicy) -> Decoded<RetryPolicy> {
     refuse!(wire, retry_priority, rate_limited_retry_back_off, retriable_request_headers, retriable_headers);
+    refuse!(wire, retry_options_predicates, per_try_idle_timeout);
     let (on, _) = RetryOn::parse(&wire.retry_on).map_err(|why| Reject::new(why).at("retry_on"))?;
     let codes = each(wire.retriable_status_codes, "retriable_status_codes", |code| status(code, ""))?;
     let mut avoid_previous = false;
@@ -305,7 +322,7 @@ fn hash(wire: pb::route_action::HashPolicy) -> Decoded<HashPolicy> {
 }
 
 fn mirror(wire: pb::route_action::RequestMirrorPolicy) -> Decoded<Mirror> {
-    refuse!(wire, cluster_header);
+    refuse!(wire, cluster_header, request_headers_mutations, host_rewrite_literal);
     let fraction = wire.runtime_fraction.as_ref().map(matchers::runtime_fraction).transpose()?;
     Ok(Mirror { cluster: wire.cluster.into(), per_million: fraction.unwrap_or(MILLION) })
 }
@@ -344,6 +361,7 @@ const MAX_BODY: usize = 1 << 20;
 
 fn direct(wire: pb::DirectResponseAction) -> Decoded<Direct> {
     use core::data_source::Specifier as S;
+    refuse!(wire, body_format);
     let body: Arc<[u8]> = match wire.body.and_then(|b| b.specifier) {
         None => Arc::default(),
         Some(S::InlineString(text)) => text.into_bytes().into(),
@@ -366,7 +384,7 @@ pub(super) fn header_ops(
     let ops = |add, remove: Vec<String>, field| -> Decoded<Vec<HeaderOp>> {
         let mut ops: Vec<_> =
             remove.into_iter().map(|name| HeaderOp::Remove(name.to_ascii_lowercase().into())).collect();
-        ops.extend(each(add, field, header_op)?);
+        ops.extend(each(add, field, header_op)?.into_iter().flatten());
         Ok(ops)
     };
     Ok(HeaderOps {
@@ -375,17 +393,20 @@ pub(super) fn header_ops(
     })
 }
 
+/// A change; `None` for an empty value that is not to be kept, which changes nothing.
 #[allow(deprecated, reason = "`append` is deprecated, and still what many control planes send")]
-fn header_op(wire: core::HeaderValueOption) -> Decoded<HeaderOp> {
+fn header_op(wire: core::HeaderValueOption) -> Decoded<Option<HeaderOp>> {
     let header = wire.header.ok_or_else(|| Reject::new("missing").at("header"))?;
     refuse!(header, raw_value);
     let (name, value): (Name, Name) = (header.key.to_ascii_lowercase().into(), header.value.into());
     let appends = wire.append.map(|a| a.value);
-    Ok(match (appends, wire.append_action) {
+    let op = match (appends, wire.append_action) {
         (Some(false), 0) | (None, 2) => HeaderOp::Set(name, value),
         (None | Some(true), 0) => HeaderOp::Add(name, value),
         (_, other) => return Err(Reject::new(format!("value {other} is not supported")).at("append_action")),
-    })
+    };
+    let empty = matches!(&op, HeaderOp::Set(_, value) | HeaderOp::Add(_, value) if value.is_empty());
+    Ok(Some(op).filter(|_| !empty || wire.keep_empty_value))
 }
 
 pub(super) fn cors(wire: xds::envoy::extensions::filters::http::cors::v3::CorsPolicy) -> Decoded<Cors> {

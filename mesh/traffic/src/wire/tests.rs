@@ -205,3 +205,157 @@ fn paths_are_read_in_each_form() {
         assert_eq!(routes.virtual_hosts[0].routes[0].matcher.path, want);
     }
 }
+
+/// `base` with the members of `patch`, at the place that `path` names.
+fn patched(mut base: Value, path: &[&str], patch: &Value) -> Value {
+    let mut at = &mut base;
+    for step in path {
+        at = match step.parse::<usize>() {
+            Ok(index) => &mut at[index],
+            Err(_) => &mut at[*step],
+        };
+    }
+    let Some(members) = patch.as_object() else { panic!("a patch is an object") };
+    for (key, value) in members {
+        at[key] = value.clone();
+    }
+    base
+}
+
+#[test]
+fn every_field_that_would_change_what_is_done_is_refused_with_its_path() {
+    let route = || {
+        json!({"name": "r", "virtual_hosts": [{"name": "a", "domains": ["a"], "routes": [
+            {"match": {"prefix": "/"}, "route": {"cluster": "c", "retry_policy": {}}}]}]})
+    };
+    let host = ["virtual_hosts", "0"];
+    let one = ["virtual_hosts", "0", "routes", "0"];
+    let action = ["virtual_hosts", "0", "routes", "0", "route"];
+    let retry = ["virtual_hosts", "0", "routes", "0", "route", "retry_policy"];
+    for (path, patch, want) in [
+        (
+            &[][..],
+            json!({"ignore_path_parameters_in_path_matching": true}),
+            "ignore_path_parameters_in_path_matching",
+        ),
+        (&[], json!({"internal_only_headers": ["x"]}), "internal_only_headers"),
+        (&host, json!({"require_tls": "EXTERNAL_ONLY"}), "virtual_hosts[0].require_tls"),
+        (&host, json!({"domains": []}), "virtual_hosts[0].domains"),
+        (
+            &host,
+            json!({"rate_limits": [{"actions": [{"remote_address": {}}]}]}),
+            "virtual_hosts[0].rate_limits",
+        ),
+        (&one, json!({"tracing": {}}), "virtual_hosts[0].routes[0].tracing"),
+        (&action, json!({"priority": "HIGH"}), "virtual_hosts[0].routes[0].route.priority"),
+        (
+            &action,
+            json!({"max_stream_duration": {"max_stream_duration": "1s"}}),
+            "virtual_hosts[0].routes[0].route.max_stream_duration.max_stream_duration",
+        ),
+        (
+            &action,
+            json!({"auto_host_rewrite": true}),
+            "virtual_hosts[0].routes[0].route.host_rewrite_specifier",
+        ),
+        (
+            &action,
+            json!({"request_mirror_policies": [{"cluster": "m", "cluster_header": "x"}]}),
+            "virtual_hosts[0].routes[0].route.request_mirror_policies[0].cluster_header",
+        ),
+        (
+            &retry,
+            json!({"retry_on": "5xx,sometimes"}),
+            "virtual_hosts[0].routes[0].route.retry_policy.retry_on",
+        ),
+        (
+            &retry,
+            json!({"per_try_idle_timeout": "1s"}),
+            "virtual_hosts[0].routes[0].route.retry_policy.per_try_idle_timeout",
+        ),
+    ] {
+        let refused = routes_of(&patched(route(), path, &patch)).expect_err("refused");
+        assert_eq!(refused.path, want, "{patch}");
+    }
+    assert!(
+        routes_of(&patched(route(), &action, &json!({"max_stream_duration": {"max_stream_duration": "0s"}})))
+            .is_ok()
+    );
+}
+
+#[test]
+fn clusters_and_listeners_refuse_what_they_would_not_honour() {
+    let base = || json!({"name": "c", "type": "STATIC"});
+    for (patch, want) in [
+        (
+            json!({"type": "LOGICAL_DNS", "load_assignment": {"cluster_name": "c", "policy": {"drop_overloads": [{"category": "x"}]}}}),
+            "load_assignment.policy.drop_overloads",
+        ),
+        (json!({"filters": [{"name": "other"}]}), "filters[0]"),
+        (
+            json!({"upstream_http_protocol_options": {"auto_san_validation": true}}),
+            "upstream_http_protocol_options.auto_san_validation",
+        ),
+        (
+            json!({"lb_policy": "RING_HASH", "ring_hash_lb_config": {"hash_function": "MURMUR_HASH_2"}}),
+            "ring_hash_lb_config.hash_function",
+        ),
+        (json!({"circuit_breakers": {"per_host_thresholds": [{}]}}), "per_host_thresholds"),
+        (json!({"transport_socket": {"name": "x"}}), "transport_socket.typed_config"),
+    ] {
+        let refused = cluster_of(&patched(base(), &[], &patch)).expect_err("refused");
+        assert_eq!(refused.path, want, "{patch}");
+    }
+    let istios = json!({"filters": [{"name": "istio.metadata_exchange"}]});
+    assert!(cluster_of(&patched(base(), &[], &istios)).is_ok(), "done natively");
+    let manager = ["filter_chains", "0", "filters", "0", "typed_config"];
+    let chain = ["filter_chains", "0"];
+    let inside = "filter_chains[0].filters[0].typed_config";
+    for (path, patch, want) in [
+        (&[][..], json!({"transparent": true}), "transparent".to_owned()),
+        (
+            &[],
+            json!({"listener_filters": [{"name": "envoy.filters.listener.proxy_protocol"}]}),
+            "listener_filters[0]".to_owned(),
+        ),
+        (
+            &chain,
+            json!({"filter_chain_match": {"source_ports": [1]}}),
+            "filter_chains[0].filter_chain_match.source_ports".to_owned(),
+        ),
+        (
+            &chain,
+            json!({"filter_chain_match": {"prefix_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 33}]}}),
+            "filter_chains[0].filter_chain_match.prefix_ranges[0]".to_owned(),
+        ),
+        (
+            &manager,
+            json!({"path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD"}),
+            format!("{inside}.path_with_escaped_slashes_action"),
+        ),
+        (&manager, json!({"strip_any_host_port": true}), format!("{inside}.strip_port_mode")),
+        (&manager, json!({"codec_type": "HTTP3"}), format!("{inside}.codec_type")),
+        (&manager, json!({"http_filters": []}), format!("{inside}.http_filters")),
+        (
+            &manager,
+            json!({"common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST"}}),
+            format!("{inside}.common_http_protocol_options.headers_with_underscores_action"),
+        ),
+    ] {
+        let refused = listener_of(&patched(http_listener(&[]), path, &patch)).expect_err("refused");
+        assert_eq!(refused.path, want, "{patch}");
+    }
+    let kept = json!({"path_with_escaped_slashes_action": "KEEP_UNCHANGED"});
+    assert!(listener_of(&patched(http_listener(&[]), &manager, &kept)).is_ok());
+}
+
+#[test]
+fn an_empty_header_value_is_set_only_when_it_is_to_be_kept() {
+    use crate::route::HeaderOp;
+    for (kept, want) in [(false, vec![]), (true, vec![HeaderOp::Set("x".into(), "".into())])] {
+        let header = json!({"header": {"key": "X", "value": ""}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            "keep_empty_value": kept});
+        let routes = routes_of(&json!({"name": "r", "request_headers_to_add": [header]})).expect("accepted");
+        assert_eq!(routes.headers.request, want);
+    }
+}

@@ -23,7 +23,7 @@ use crate::{
 pub(super) fn upstream(wire: &core::TransportSocket) -> Decoded<Option<UpstreamTls>> {
     let Some(any) = typed(wire)? else { return Ok(None) };
     let wire: pb::UpstreamTlsContext = strict(any)?;
-    refuse!(wire, allow_renegotiation, auto_host_sni);
+    refuse!(wire, allow_renegotiation, auto_host_sni, auto_sni_san_validation);
     let common = common(wire.common_tls_context.unwrap_or_default())?;
     Ok(Some(UpstreamTls {
         certificate: common.certificates.into_iter().next(),
@@ -39,6 +39,9 @@ pub(super) fn downstream(wire: &core::TransportSocket) -> Decoded<Option<Downstr
     let Some(any) = typed(wire)? else { return Ok(None) };
     let wire: pb::DownstreamTlsContext = strict(any)?;
     refuse!(wire, ocsp_staple_policy, session_timeout);
+    if bool_of(wire.require_sni, false) {
+        return Err(Reject::new("not supported").at("require_sni"));
+    }
     let common = common(wire.common_tls_context.unwrap_or_default())?;
     if common.certificates.is_empty() {
         return Err(Reject::new("a server needs a certificate").at("common_tls_context"));
@@ -80,7 +83,10 @@ struct Common {
 fn common(wire: pb::CommonTlsContext) -> Decoded<Common> {
     use pb::common_tls_context::ValidationContextType as V;
     let wrap = |e: Reject| e.at("common_tls_context");
-    if wire.custom_handshaker.is_some() || wire.tls_certificate_provider_instance.is_some() {
+    if wire.custom_handshaker.is_some()
+        || wire.tls_certificate_provider_instance.is_some()
+        || wire.custom_tls_certificate_selector.is_some()
+    {
         return Err(wrap(Reject::new("certificate providers and handshakers are not supported")));
     }
     let mut certificates =
@@ -129,6 +135,7 @@ fn versions(wire: &pb::TlsParameters) -> Decoded<Versions> {
 
 #[allow(deprecated, reason = "match_subject_alt_names is deprecated, and still what istiod sends")]
 fn validation(wire: pb::CertificateValidationContext) -> Decoded<Validation> {
+    refuse!(wire, max_verify_depth);
     refuse!(wire, crl, custom_validator_config, verify_certificate_hash, verify_certificate_spki);
     refuse!(
         wire,
