@@ -16,3 +16,6 @@ pub mod tcp;
 pub mod telemetry;
 pub mod worker;
 pub mod xds;
+
+#[cfg(test)]
+mod tests;

@@ -159,7 +159,8 @@ impl ClusterState {
         avoid: &[Rc<Host>],
         picks: u32,
     ) -> Result<Rc<Host>, Failure> {
-        let load = Loads { hosts: &self.hosts, now: self.common.now() };
+        let watched = self.common.detector.is_on();
+        let load = Loads { hosts: &self.hosts, now: self.common.now(), watched };
         let mut draw = || {
             let turn = self.turn.get();
             self.turn.set(turn.wrapping_add(1));
@@ -216,6 +217,8 @@ impl ClusterState {
 struct Loads<'a> {
     hosts: &'a [Rc<Host>],
     now: u64,
+    /// Endpoints are ejected in this cluster, so that a pick has to look.
+    watched: bool,
 }
 
 impl Load for Loads<'_> {
@@ -225,6 +228,10 @@ impl Load for Loads<'_> {
 
     fn ejected(&self, index: usize) -> bool {
         self.hosts[index].record.ejected(self.now)
+    }
+
+    fn any_ejected(&self) -> bool {
+        self.watched
     }
 }
 

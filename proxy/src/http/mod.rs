@@ -6,7 +6,7 @@
 use std::{borrow::Cow, rc::Rc, sync::Arc};
 
 use mesh_traffic::{
-    Choice, Reply, RequestFacts, ResponseFlags,
+    Choice, Reply, RequestFacts, ResponseFlags, RouteTable,
     filter::{ExtAuthzPerRoute, Fault, FilterConfig, PerRoute},
     listener::HttpManager,
     names::Direction,
@@ -59,17 +59,28 @@ pub enum Flow {
     Reply(Response),
 }
 
-/// Answers one request. Dropping the future cancels it upstream and gives back what it holds.
-pub async fn handle(conn: &Rc<Downstream>, manager: &Arc<HttpManager>, request: Request) -> Response {
+/// Answers one request, by `routes` where they are given, else by those that the manager names. Dropping the future cancels it upstream
+/// and gives back what it holds.
+pub async fn handle(
+    conn: &Rc<Downstream>,
+    manager: &Arc<HttpManager>,
+    routes: Option<&Arc<RouteTable>>,
+    request: Request,
+) -> Response {
     let exchange = Exchange::new(conn, manager);
     let view = conn.worker.view();
     let Request { head, body } = request;
     let body = if body.is_empty() { body } else { body.watch(Rc::new(Received(Rc::clone(&exchange)))) };
-    let response = serve(&exchange, &view, Request { head, body }).await;
+    let response = serve(&exchange, &view, routes, Request { head, body }).await;
     finish(&exchange, response)
 }
 
-async fn serve(exchange: &Rc<Exchange>, view: &Rc<View>, mut request: Request) -> Response {
+async fn serve(
+    exchange: &Rc<Exchange>,
+    view: &Rc<View>,
+    routes: Option<&Arc<RouteTable>>,
+    mut request: Request,
+) -> Response {
     let (conn, manager) = (&exchange.conn, &exchange.manager);
     let worker = &conn.worker;
     let head = &mut request.head;
@@ -92,7 +103,7 @@ async fn serve(exchange: &Rc<Exchange>, view: &Rc<View>, mut request: Request) -
         story.request = Some(head.clone());
         story.span = span;
     }
-    let Some(table) = view.snapshot.routes_of(manager) else {
+    let Some(table) = routes.or_else(|| view.snapshot.routes_of(manager)) else {
         return local(exchange, Reply::no_route());
     };
     if *head.method() == Method::CONNECT {

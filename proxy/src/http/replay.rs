@@ -137,10 +137,10 @@ mod tests {
         assert!(!replay.again(), "known from its length");
         assert_eq!(replay.body().collect(KEPT * 2).await.expect("whole").0.len(), KEPT + 1);
         let (mut sender, body) = Body::channel(4);
+        let replay = Replay::new(body);
         assert!(sender.send(Frame::Data(Bytes::from(vec![b'x'; KEPT]))).await.is_ok());
         assert!(sender.send(Frame::Data(Bytes::from_static(b"y"))).await.is_ok());
         sender.finish();
-        let replay = Replay::new(body);
         assert!(replay.again());
         assert_eq!(replay.body().collect(KEPT * 2).await.expect("whole").0.len(), KEPT + 1);
         assert!(!replay.again(), "found while it streamed");

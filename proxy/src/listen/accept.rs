@@ -4,6 +4,7 @@
 //! without spinning; one bad connection ends alone. Not here: sockets' lifecycle (`listen`), HTTP (`http`), bytes (`tcp`).
 
 use std::{
+    cell::RefCell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -15,12 +16,15 @@ use std::{
 };
 
 use mesh_traffic::{
-    Listener,
-    listener::{Codec, ConnectionFacts, FilterChain, HttpManager, Terminal, Transport},
-    names::Direction,
+    Listener, RouteTable,
+    listener::{Codec, ConnectionFacts, FilterChain, HttpManager, RouteSource, Terminal, Transport},
+    names::{Direction, Name},
     rbac::Verdict,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
 
 use super::{Active, Downstream, Rewound, inspect, tls};
 use crate::{
@@ -157,7 +161,7 @@ async fn connection(
         tls: false,
     };
     match &chain.tls {
-        None => serve(conn, &active, &view, &chain, Protocol::Detect, stream).await,
+        None => serve(conn, &active, &listener, &view, &chain, Protocol::Detect, stream).await,
         Some(settings) => {
             let accepted =
                 tls::accept(&conn.worker.shared, &view.snapshot, settings, &protocols, stream).await;
@@ -183,7 +187,7 @@ async fn connection(
                 Some(b"http/1.1" | b"istio-http/1.1") => Protocol::Http1,
                 _ => Protocol::Detect,
             };
-            serve(conn, &active, &view, &chain, protocol, accepted.stream).await;
+            serve(conn, &active, &listener, &view, &chain, protocol, accepted.stream).await;
         }
     }
 }
@@ -191,6 +195,7 @@ async fn connection(
 async fn serve(
     conn: Downstream,
     active: &Active,
+    listener: &Arc<Listener>,
     view: &Rc<View>,
     chain: &FilterChain,
     protocol: Protocol,
@@ -220,7 +225,19 @@ async fn serve(
             };
             let scheme = if conn.tls { Scheme::Https } else { Scheme::Http };
             let limits = Rc::new(limits(manager));
-            let handler = Http { conn: Rc::clone(&conn), manager: Arc::clone(manager) };
+            let handler = Http {
+                conn: Rc::clone(&conn),
+                listener: listener.name.clone(),
+                chain: chain.clone(),
+                held: RefCell::new(Held::new(view, listener, manager)),
+                outlived: Notify::new(),
+            };
+            let ending = async {
+                tokio::select! {
+                    () = ending => {}
+                    () = handler.outlived.notified() => {}
+                }
+            };
             let end = Serve { protocol, scheme, limits }.run(io, ending, &handler).await;
             tracing::trace!(remote = %conn.remote, ?end, "connection ended");
         }
@@ -241,14 +258,58 @@ fn limits(manager: &HttpManager) -> Limits {
     }
 }
 
+/// What serves a connection: the settings of its chain, followed through changes of the listener.
 struct Http {
     conn: Rc<Downstream>,
+    listener: Name,
+    /// The chain that admitted the connection.
+    chain: FilterChain,
+    held: RefCell<Held>,
+    /// Told when the listener no longer has that chain: the connection ends in order, its last requests as it was admitted.
+    outlived: Notify,
+}
+
+/// Settings in use, and the listener they are of.
+struct Held {
+    listener: Arc<Listener>,
     manager: Arc<HttpManager>,
+    /// Routes inside the listener leave the snapshot with it, so they are held.
+    routes: Option<Arc<RouteTable>>,
+}
+
+impl Held {
+    fn new(view: &View, listener: &Arc<Listener>, manager: &Arc<HttpManager>) -> Self {
+        let inline = matches!(manager.routes, RouteSource::Inline(_));
+        let routes = if inline { view.snapshot.routes_of(manager).cloned() } else { None };
+        Self { listener: Arc::clone(listener), manager: Arc::clone(manager), routes }
+    }
+}
+
+impl Http {
+    /// The settings for the next request: those in force now, so that a policy binds connections that were there before it.
+    fn settings(&self) -> (Arc<HttpManager>, Option<Arc<RouteTable>>) {
+        let view = self.conn.worker.view();
+        let mut held = self.held.borrow_mut();
+        if let Some(now) = view.snapshot.listeners.get(&self.listener)
+            && !Arc::ptr_eq(now, &held.listener)
+        {
+            let same = |chain: &&FilterChain| {
+                let of = |c: &FilterChain| (c.name.clone(), c.matcher.clone(), c.tls.clone(), c.rbac.clone());
+                of(chain) == of(&self.chain)
+            };
+            match now.chains.iter().chain(&now.default_chain).find(same).map(|chain| &chain.terminal) {
+                Some(Terminal::Http(manager)) => *held = Held::new(&view, now, manager),
+                _ => self.outlived.notify_one(),
+            }
+        }
+        (Arc::clone(&held.manager), held.routes.clone())
+    }
 }
 
 impl Handler for Http {
     async fn handle(&self, request: Request) -> Response {
-        http::handle(&self.conn, &self.manager, request).await
+        let (manager, routes) = self.settings();
+        http::handle(&self.conn, &manager, routes.as_ref(), request).await
     }
 
     fn refused(&self, why: &Refusal) {

@@ -20,7 +20,7 @@ mod shared;
 mod threads;
 
 pub use shared::{Node, Settings, Shared};
-pub use threads::{Workers, start};
+pub use threads::{Workers, run as run_worker, start};
 
 use crate::{
     balance::ClusterState,
