@@ -293,7 +293,7 @@ impl Http {
         if let Some(now) = view.snapshot.listeners.get(&self.listener)
             && !Arc::ptr_eq(now, &held.listener)
         {
-            let same = |chain: &&FilterChain| {
+            let same = |chain: &&Arc<FilterChain>| {
                 let of = |c: &FilterChain| (c.name.clone(), c.matcher.clone(), c.tls.clone(), c.rbac.clone());
                 of(chain) == of(&self.chain)
             };
