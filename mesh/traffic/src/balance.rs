@@ -16,6 +16,7 @@ use crate::{
     endpoint::{Endpoint, Endpoints, Health},
 };
 use table::Table;
+pub use table::{MAX_MAGLEV, MAX_RING};
 
 /// The endpoints of a cluster, prepared for picking.
 #[derive(Debug, Clone)]

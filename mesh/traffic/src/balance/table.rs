@@ -6,10 +6,10 @@
 use super::xxh64::xxh64;
 use crate::cluster::Balance;
 
-/// Largest ring: Envoy's limit.
-const MAX_RING: f64 = 8_388_608.0;
-/// Largest Maglev table: Envoy's limit.
-const MAX_MAGLEV: u64 = 5_000_011;
+/// Largest ring that may be asked for: Envoy's limit.
+pub const MAX_RING: u64 = 8_388_608;
+/// Largest Maglev table that may be asked for: Envoy's limit.
+pub const MAX_MAGLEV: u64 = 5_000_011;
 
 /// Who owns which keys, among the endpoints of one priority.
 #[derive(Debug, Clone)]
@@ -56,9 +56,9 @@ impl Table {
 fn ring(hosts: &[(String, u32)], minimum: u64) -> Table {
     let weights: Vec<f64> = normalized(hosts);
     let least = weights.iter().copied().fold(f64::INFINITY, f64::min);
-    // A ring larger than Envoy's largest is cut to it; u32 holds the limit exactly.
-    let minimum = f64::from(u32::try_from(minimum).unwrap_or(u32::MAX)).clamp(1.0, MAX_RING);
-    let scale = ((least * minimum).ceil() / least).min(MAX_RING);
+    let number = |places: u64| f64::from(u32::try_from(places).unwrap_or(u32::MAX));
+    let (minimum, most) = (number(minimum.clamp(1, MAX_RING)), number(MAX_RING));
+    let scale = ((least * minimum).ceil() / least).min(most);
     let (mut places, mut placed, mut target) = (Vec::new(), 0.0, 0.0);
     for ((address, _), (weight, index)) in hosts.iter().zip(weights.iter().zip(0_u32..)) {
         target += scale * weight;

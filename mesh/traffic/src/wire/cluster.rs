@@ -12,6 +12,7 @@ use xds::envoy::{
 
 use super::{Decoded, Reject, duration, each, limit, metadata_text, port, refuse, text, tls, u32_of};
 use crate::{
+    balance::{MAX_MAGLEV, MAX_RING},
     cluster::{
         Balance, Cluster, ClusterTls, Discovery, Keepalive, Limits, Outlier, Protocol, Service, TlsMatch,
     },
@@ -157,16 +158,27 @@ fn balance(policy: i32, config: Option<&pb::cluster::LbConfig>, discovery: &Disc
             if ring.hash_function != 0 {
                 return Err(Reject::new("only XX_HASH is supported").at("ring_hash_lb_config.hash_function"));
             }
-            Balance::RingHash { minimum: ring.minimum_ring_size.map_or(1024, |m| m.value) }
+            let minimum = ring.minimum_ring_size.map_or(1024, |m| m.value);
+            Balance::RingHash {
+                minimum: at_most(minimum, MAX_RING, "ring_hash_lb_config.minimum_ring_size")?,
+            }
         }
         (LbPolicy::RingHash, _) => Balance::RingHash { minimum: 1024 },
         (LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(maglev))) => {
-            Balance::Maglev { size: maglev.table_size.map_or(65_537, |s| s.value) }
+            let size = maglev.table_size.map_or(65_537, |s| s.value);
+            Balance::Maglev { size: at_most(size, MAX_MAGLEV, "maglev_lb_config.table_size")? }
         }
         (LbPolicy::Maglev, _) => Balance::Maglev { size: 65_537 },
         (LbPolicy::ClusterProvided, _) => Balance::Provided,
         (LbPolicy::LoadBalancingPolicyConfig, _) => return Err(Reject::new("not supported").at("lb_policy")),
     })
+}
+
+fn at_most(value: u64, limit: u64, field: &str) -> Decoded<u64> {
+    match value <= limit {
+        true => Ok(value),
+        false => Err(Reject::new(format!("{value} is above {limit}")).at(field)),
+    }
 }
 
 /// "Unlimited" as control planes write it.

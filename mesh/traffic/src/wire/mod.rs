@@ -98,9 +98,13 @@ fn strict<M: Message + prost::Name + Default>(any: &Any) -> Decoded<M> {
     }
 }
 
+/// Longest duration, in seconds: protobuf's own limit, about 10,000 years. Sums of such durations are far from overflow.
+const LONGEST: u64 = 315_576_000_000;
+
 fn duration(wire: Option<&protobuf::Duration>, field: &str) -> Decoded<Option<Duration>> {
     let Some(wire) = wire else { return Ok(None) };
     match (u64::try_from(wire.seconds), u32::try_from(wire.nanos)) {
+        (Ok(LONGEST..), _) => Err(Reject::new("longer than 10,000 years").at(field)),
         (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Some(Duration::new(seconds, nanos))),
         _ => Err(Reject::new("a duration may not be negative").at(field)),
     }

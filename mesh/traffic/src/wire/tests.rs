@@ -300,6 +300,15 @@ fn clusters_and_listeners_refuse_what_they_would_not_honour() {
             json!({"lb_policy": "RING_HASH", "ring_hash_lb_config": {"hash_function": "MURMUR_HASH_2"}}),
             "ring_hash_lb_config.hash_function",
         ),
+        (
+            json!({"lb_policy": "RING_HASH", "ring_hash_lb_config": {"minimum_ring_size": "8388609"}}),
+            "ring_hash_lb_config.minimum_ring_size",
+        ),
+        (
+            json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": "5000012"}}),
+            "maglev_lb_config.table_size",
+        ),
+        (json!({"connect_timeout": "315576000000s"}), "connect_timeout"),
         (json!({"circuit_breakers": {"per_host_thresholds": [{}]}}), "per_host_thresholds"),
         (json!({"transport_socket": {"name": "x"}}), "transport_socket.typed_config"),
     ] {

@@ -68,6 +68,49 @@ proptest! {
     }
 }
 
+/// Bytes that were a resource before some of them were changed.
+fn damaged(mut bytes: Vec<u8>, damage: &[(u16, u8)]) -> Vec<u8> {
+    for (at, value) in damage {
+        if let Some(byte) = usize::from(*at).checked_rem(bytes.len()).and_then(|at| bytes.get_mut(at)) {
+            *byte = *value;
+        }
+    }
+    bytes
+}
+
+/// Reads damaged bytes as a resource: refusing is as good as taking, and what is taken can be sent on.
+fn survives<T, M>(
+    sent: Vec<u8>,
+    damage: &[(u16, u8)],
+    decode: impl Fn(M) -> wire::Decoded<T>,
+    encode: impl Fn(&T) -> M,
+) where
+    M: Resource + Default,
+{
+    if let Ok(Ok(model)) = M::decode(&*damaged(sent, damage)).map(decode) {
+        let _ = bytes(&encode(&model));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_resources_are_taken_or_refused_but_never_end_the_process(
+        entropy in prop::collection::vec(any::<u8>(), 0..400),
+        damage in prop::collection::vec(any::<(u16, u8)>(), 1..6),
+    ) {
+        let dice = || Dice::new(entropy.clone());
+        survives(bytes(&listener(&dice().listener())), &damage, wire::listener, listener);
+        let routes = dice().routes();
+        survives(bytes(&route_configuration(&routes)), &damage, wire::route_configuration, route_configuration);
+        survives(bytes(&cluster(&dice().cluster())), &damage, wire::cluster, cluster);
+        survives(bytes(&endpoints(&dice().endpoints())), &damage, wire::endpoints, endpoints);
+        let named = |from: &Secret| secret("name", from);
+        survives(bytes(&named(&dice().secret())), &damage, wire::secret, named);
+    }
+}
+
 fn is_set(name: &str) -> Rule {
     Rule::Path { matcher: StringMatch::Exact(name.into()), ignore_case: false }
 }

@@ -580,8 +580,8 @@ impl Dice {
             0 => Balance::LeastRequest,
             1 => Balance::RoundRobin,
             2 => Balance::Random,
-            3 => Balance::RingHash { minimum: u64::from(self.number()) },
-            _ => Balance::Maglev { size: u64::from(self.number()) },
+            3 => Balance::RingHash { minimum: u64::from(self.number() / 2) },
+            _ => Balance::Maglev { size: u64::from(self.number() / 4) },
         };
         Cluster {
             name: self.name(),
