@@ -43,6 +43,17 @@ fn tally(versions: &[String]) -> String {
     counts.iter().map(|(version, count)| format!("{version} × {count}")).collect::<Vec<_>>().join(", ")
 }
 
+/// What holds between the steps: every service answers at once, and once there are routes, reviews is v1.
+pub(super) async fn calm(shop: &Shop) -> anyhow::Result<Seen> {
+    let routed = shop.node.layout().mesh().read_dir()?.next().is_some();
+    let versions = versions(shop, 12).await?;
+    let reviews = versions.iter().all(|v| v == "v1" || (v == "v2" && !routed));
+    let list = shop.reviews("/api/reviews/1")?.send().await?;
+    let product = shop.catalog("/api/products/1")?.send().await?;
+    let quick = |r: &Reply| r.status == 200 && r.took < Duration::from_secs(1);
+    Ok(Seen::new(reviews && quick(&list) && quick(&product), tally(&versions)))
+}
+
 pub(super) async fn all_v1(shop: &Shop) -> anyhow::Result<Seen> {
     let versions = versions(shop, 20).await?;
     Ok(Seen::new(versions.iter().all(|v| v == "v1"), tally(&versions)))

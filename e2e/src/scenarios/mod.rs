@@ -276,6 +276,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub async fn run(shop: &Shop, step: &Step, audience: &mut impl Audience) -> anyhow::Result<Row> {
     let yaml = shop.yaml(step)?;
     audience.begins(step, &yaml);
+    settle(shop).await;
     shop.prepare(step).await?;
     let before = if yaml.is_empty() {
         None
@@ -307,9 +308,22 @@ pub async fn run(shop: &Shop, step: &Step, audience: &mut impl Audience) -> anyh
     Ok(row)
 }
 
+/// Waits until nothing of an earlier step is felt any more. If that never comes, the step's own check will say so.
+async fn settle(shop: &Shop) {
+    // A file that is gone is forgotten within this time; what it said may look calm too.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let calm = || async { looked_at(checks::calm(shop).await).good };
+    // Its error says only that the time is up.
+    let _late = crate::node::until(PATIENCE, calm, String::new).await;
+}
+
+fn looked_at(seen: anyhow::Result<Seen>) -> Seen {
+    seen.unwrap_or_else(|error| Seen::new(false, format!("{error:#}")))
+}
+
 /// A check that cannot even be done has not passed.
 async fn looked(shop: &Shop, step: &Step) -> Seen {
-    (step.check)(shop).await.unwrap_or_else(|error| Seen::new(false, format!("{error:#}")))
+    looked_at((step.check)(shop).await)
 }
 
 /// Hears nothing.
