@@ -175,3 +175,43 @@ fn without_endpoints_nothing_is_picked() {
         assert_eq!(set(&[], balance).pick(&Idle, 50, draw(1)), None, "{balance:?}");
     }
 }
+
+/// Recorded from Envoy 1.40: the header values `key0`, `key1`, … over endpoints 127.0.0.1:29101 to 29103, by XX_HASH.
+#[test]
+fn keys_go_where_envoy_sends_them() {
+    for (balance, weights, want) in [
+        (
+            Balance::RingHash { minimum: 1024 },
+            [1, 1, 1],
+            "0112211211102222212100222221211001121221111200011211012111201222022200022102221210110012212012211111",
+        ),
+        (
+            Balance::RingHash { minimum: 1024 },
+            [1, 2, 5],
+            "1122221221102222222122222222211221121222111222012211222112222222222222222122222221121112212222212211",
+        ),
+        (
+            Balance::Maglev { size: 65_537 },
+            [1, 1, 1],
+            "2100100101021221012120202102011220100101020111011202022000220011200222010121101120111021201022000021",
+        ),
+        (
+            Balance::Maglev { size: 65_537 },
+            [1, 2, 5],
+            "2101122101021221222220202102212220122121120212211202222022222111220222212121102220111221221222122021",
+        ),
+    ] {
+        let endpoints = (29_101..).zip(weights).map(|(port, weight)| {
+            let at = Endpoint::at(([127, 0, 0, 1], port).into());
+            Endpoint { weight, ..at }
+        });
+        let set = HostSet::new(&Endpoints::flat("e", endpoints.collect()), balance);
+        let got: String = (0..want.len())
+            .map(|n| {
+                let draw = Draw { hash: Some(hash(format!("key{n}").as_bytes())), ..draw(0) };
+                set.pick(&Idle, 50, draw).map_or_else(|| "-".to_owned(), |index| index.to_string())
+            })
+            .collect();
+        assert_eq!(got, want, "{balance:?} {weights:?}");
+    }
+}
