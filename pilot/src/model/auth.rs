@@ -104,10 +104,10 @@ pub fn effective(model: &Model, server: &ServerPort<'_>) -> Effective {
             .filter(|p| p.spec.selector.as_ref().is_none_or(|s| s.match_labels.is_empty()))
             .find_map(|p| said(p.spec.mtls.and_then(|m| mode(m.mode)), label_of(p)))
     };
-    if server.namespace != root {
-        if let Some(found) = wide(&own) {
-            return found;
-        }
+    if server.namespace != root
+        && let Some(found) = wide(&own)
+    {
+        return found;
     }
     if let Some(policy) = policies.iter().find(|p| p.name() == "default" && p.spec.targets.is_empty()) {
         return Effective { mode: legacy(&policy.spec), source: Some(label_of(policy)) };

@@ -9,7 +9,10 @@ use mesh_config::Object;
 use mesh_config::kinds::{
     ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, Subset, TrafficPolicy,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 /// The DestinationRules of one host, as one.
 #[derive(Clone, Debug, Default)]
@@ -83,19 +86,31 @@ fn at_port(policy: Option<&TrafficPolicy>, port: u16, port_name: &str) -> Blocks
     }
 }
 
+/// The rules of one namespace, oldest first: by plain host, and those for wildcards.
+#[derive(Debug, Default)]
+struct Shelf {
+    plain: HashMap<Arc<str>, Vec<Arc<Object<DestinationRule>>>>,
+    wild: Vec<(Arc<str>, Arc<Object<DestinationRule>>)>,
+}
+
 /// DestinationRules by the namespace they stand in, for many questions about one snapshot.
 #[derive(Debug, Default)]
 pub struct Rules {
-    by_namespace: BTreeMap<Arc<str>, Vec<(Arc<str>, Arc<Object<DestinationRule>>)>>,
+    by_namespace: BTreeMap<Arc<str>, Shelf>,
 }
 
 impl Rules {
     /// Indexes all rules of a model, oldest first.
     pub fn of(model: &Model) -> Self {
-        let mut by_namespace: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut by_namespace: BTreeMap<Arc<str>, Shelf> = BTreeMap::new();
         for object in model.snapshot.destination_rules.by_age() {
             let host = hosts::full(&object.spec.host, object.namespace());
-            by_namespace.entry(object.meta.namespace.clone()).or_default().push((host, object.clone()));
+            let shelf = by_namespace.entry(object.meta.namespace.clone()).or_default();
+            if host.starts_with('*') {
+                shelf.wild.push((host, object.clone()));
+            } else {
+                shelf.plain.entry(host).or_default().push(object.clone());
+            }
         }
         Self { by_namespace }
     }
@@ -117,23 +132,25 @@ impl Rules {
         }
         let default = &model.mesh().default_destination_rule_export_to;
         for place in places {
-            let Some(rules) = self.by_namespace.get(place) else { continue };
-            let usable: Vec<_> = rules
-                .iter()
-                .filter(|(host, object)| {
-                    hosts::covers(host, &service.host)
-                        && hosts::exported(&object.spec.export_to, default, place, namespace)
-                        && object
-                            .spec
-                            .workload_selector
-                            .as_ref()
-                            .is_none_or(|s| place == namespace && selects(&s.match_labels, labels))
-                })
-                .collect();
-            let Some(best) = usable.iter().map(|(host, _)| host).max_by_key(|h| hosts::narrowness(h)) else {
-                continue;
+            let Some(shelf) = self.by_namespace.get(place) else { continue };
+            let usable = |object: &Arc<Object<DestinationRule>>| {
+                let selector = object.spec.workload_selector.as_ref();
+                hosts::exported(&object.spec.export_to, default, place, namespace)
+                    && selector.is_none_or(|s| place == namespace && selects(&s.match_labels, labels))
             };
-            return merge(usable.iter().filter(|(host, _)| host == best).map(|(_, object)| object));
+            let plain = shelf.plain.get(&service.host).map(Vec::as_slice).unwrap_or_default();
+            let mut chosen: Vec<_> = plain.iter().filter(|o| usable(o)).collect();
+            if chosen.is_empty() {
+                let fits =
+                    |(host, object): &&(Arc<str>, _)| hosts::covers(host, &service.host) && usable(object);
+                let wild: Vec<_> = shelf.wild.iter().filter(fits).collect();
+                let Some(best) = wild.iter().map(|(host, _)| host).max_by_key(|h| hosts::narrowness(h))
+                else {
+                    continue;
+                };
+                chosen = wild.iter().filter(|(host, _)| host == best).map(|(_, object)| object).collect();
+            }
+            return merge(chosen.into_iter());
         }
         Rule::default()
     }

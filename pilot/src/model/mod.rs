@@ -35,6 +35,9 @@ pub fn label_of<T>(object: &Object<T>) -> Arc<str> {
     }
 }
 
+/// A service port and the port at the address that backs it.
+type Backed = (Arc<Service>, service::Port, u16);
+
 /// Indexes over one snapshot.
 #[derive(Debug)]
 pub struct Model {
@@ -45,6 +48,12 @@ pub struct Model {
     /// Workloads by namespace and pod name.
     pub workloads: BTreeMap<(Arc<str>, Arc<str>), Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
+    /// Service ports behind each address: service, its port, the port at the address.
+    backing: HashMap<IpAddr, Vec<Backed>>,
+    /// Sidecars by namespace, oldest first.
+    pub sidecars: BTreeMap<Arc<str>, Vec<Arc<Object<kinds::Sidecar>>>>,
+    /// Whether clients may name single endpoints of any service.
+    pub headless: bool,
     /// VirtualServices, oldest first, with their hosts and gateways resolved.
     pub routing: Vec<Arc<routing::Routing>>,
     /// Whether any rule looks at the labels of clients, so that scopes must be kept apart by them.
@@ -69,11 +78,26 @@ impl Model {
             services: BTreeMap::new(),
             workloads,
             by_ip,
+            backing: HashMap::new(),
+            sidecars: BTreeMap::new(),
+            headless: false,
             routing: Vec::new(),
             by_client_labels: by_client_labels(&snapshot),
             snapshot,
         };
         model.services = service::all(&model);
+        model.headless = model.services.values().any(|s| s.resolution == service::Resolution::Headless);
+        for service in model.services.values() {
+            for endpoint in service.endpoints.iter() {
+                if let (Some(ip), Some(port)) = (endpoint.ip(), service.port(endpoint.service_port)) {
+                    let entry = model.backing.entry(ip).or_default();
+                    entry.push((service.clone(), port.clone(), endpoint.port));
+                }
+            }
+        }
+        for sidecar in model.snapshot.sidecars.by_age() {
+            model.sidecars.entry(sidecar.meta.namespace.clone()).or_default().push(sidecar.clone());
+        }
         let aged = model.snapshot.virtual_services.by_age();
         model.routing =
             aged.into_iter().map(|vs| Arc::new(routing::Routing::of(vs, &model.snapshot))).collect();
@@ -97,16 +121,8 @@ impl Model {
 
     /// The service ports that a workload's address backs: service, its port, the workload's port.
     pub fn backed_by(&self, addresses: &[IpAddr]) -> Vec<(Arc<Service>, service::Port, u16)> {
-        let mut out = Vec::new();
-        for service in self.services.values() {
-            for endpoint in service.endpoints.iter() {
-                if endpoint.ip().is_some_and(|ip| addresses.contains(&ip)) {
-                    if let Some(port) = service.port(endpoint.service_port) {
-                        out.push((service.clone(), port.clone(), endpoint.port));
-                    }
-                }
-            }
-        }
+        let mut out: Vec<Backed> =
+            addresses.iter().filter_map(|ip| self.backing.get(ip)).flatten().cloned().collect();
         out.sort_by(|a, b| (a.2, &a.0.host, a.1.number).cmp(&(b.2, &b.0.host, b.1.number)));
         out.dedup_by(|a, b| a.2 == b.2 && a.0.host == b.0.host && a.1.number == b.1.number);
         out

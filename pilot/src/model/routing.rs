@@ -89,7 +89,7 @@ impl MeshRoutes {
                 }
             }
         }
-        routes.wildcards.sort_by(|a, b| hosts::narrowness(&b.0).cmp(&hosts::narrowness(&a.0)));
+        routes.wildcards.sort_by_key(|(host, _)| std::cmp::Reverse(hosts::narrowness(host)));
         routes
     }
 

@@ -160,11 +160,7 @@ pub fn sidecar_of(model: &Model, proxy: &Proxy) -> Option<Arc<Object<kinds::Side
     if proxy.role == Role::Router {
         return None;
     }
-    let oldest = |namespace: &str| {
-        let mut all: Vec<_> = model.snapshot.sidecars.in_namespace(namespace).cloned().collect();
-        all.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
-        all
-    };
+    let oldest = |namespace: &str| model.sidecars.get(namespace).map(Vec::as_slice).unwrap_or_default();
     let own = oldest(&proxy.namespace);
     let selected = |s: &&Arc<Object<kinds::Sidecar>>| {
         let labels = s.spec.workload_selector.as_ref().map(|w| &w.labels);

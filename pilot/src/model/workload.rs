@@ -41,7 +41,7 @@ impl Workload {
         let status = pod.spec.status.as_ref();
         let mut addresses: Vec<IpAddr> = status
             .into_iter()
-            .flat_map(|s| s.pod_ip.iter().chain(s.pod_ips.iter().flatten().filter_map(|p| Some(&p.ip))))
+            .flat_map(|s| s.pod_ip.iter().chain(s.pod_ips.iter().flatten().map(|p| &p.ip)))
             .filter_map(|ip| ip.parse().ok())
             .collect();
         addresses.dedup();

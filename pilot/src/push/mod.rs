@@ -65,6 +65,9 @@ pub struct ClientStatus {
     pub types: BTreeMap<&'static str, Standing>,
 }
 
+/// The maps that were merged last, and the result.
+type Memory = Option<(Vec<Arc<Resources>>, Arc<Resources>)>;
+
 struct Client {
     claim: Claim,
     peer: Peer,
@@ -73,7 +76,7 @@ struct Client {
     board: Board,
     since: SystemTime,
     own: Option<Arc<Encoded>>,
-    merged: [Option<(Vec<Arc<Resources>>, Arc<Resources>)>; 6],
+    merged: [Memory; 6],
 }
 
 #[derive(Default)]
@@ -277,14 +280,12 @@ impl State {
 }
 
 /// One map of several; the same pointer as last time if the sources are.
-fn merge(
-    memory: &mut Option<(Vec<Arc<Resources>>, Arc<Resources>)>,
-    mut sources: Vec<Arc<Resources>>,
-) -> Arc<Resources> {
-    if let Some((before, merged)) = memory {
-        if before.len() == sources.len() && before.iter().zip(&sources).all(|(a, b)| Arc::ptr_eq(a, b)) {
-            return merged.clone();
-        }
+fn merge(memory: &mut Memory, mut sources: Vec<Arc<Resources>>) -> Arc<Resources> {
+    if let Some((before, merged)) = memory
+        && before.len() == sources.len()
+        && before.iter().zip(&sources).all(|(a, b)| Arc::ptr_eq(a, b))
+    {
+        return merged.clone();
     }
     let merged = match sources.len() {
         0 => Arc::default(),

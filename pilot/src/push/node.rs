@@ -128,13 +128,13 @@ impl Claim {
     pub fn resolve(&self, model: &Model, peer: &Peer) -> Result<Proxy, Status> {
         self.check_alone(peer)?;
         let pod = model.workload(&self.namespace, &self.name);
-        if let (Some(pod), Some((namespace, account))) = (pod, &peer.identity) {
-            if pod.namespace != *namespace || pod.service_account != *account {
-                return Err(Status::permission_denied(format!(
-                    "pod {}/{} runs as {}/{}, the certificate is that of {namespace}/{account}",
-                    pod.namespace, pod.name, pod.namespace, pod.service_account,
-                )));
-            }
+        if let (Some(pod), Some((namespace, account))) = (pod, &peer.identity)
+            && (pod.namespace != *namespace || pod.service_account != *account)
+        {
+            return Err(Status::permission_denied(format!(
+                "pod {}/{} runs as {}/{}, the certificate is that of {namespace}/{account}",
+                pod.namespace, pod.name, pod.namespace, pod.service_account,
+            )));
         }
         let account = peer.identity.as_ref().map(|(_, account)| account.clone());
         let capture = self.capture.unwrap_or_else(|| match model.mesh().default_config.interception_mode {

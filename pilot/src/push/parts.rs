@@ -28,10 +28,7 @@ impl Encoded {
         let secrets = each(&part.secrets, old(Type::Secret), |name, s| encode::secret(name, s));
         let (tables, hosts) = if vhds { split(&part.routes) } else { (part.routes, BTreeMap::new()) };
         let routes = each(&tables, old(Type::Routes), |_, r| encode::route_configuration(r));
-        let virtual_hosts = each(&hosts, old(Type::VirtualHost), |name, h| {
-            // The resource's name says which table it belongs to; the host's own name stays Istio's.
-            xds::envoy::config::route::v3::VirtualHost { name: name.to_string(), ..encode::virtual_host(h) }
-        });
+        let virtual_hosts = each(&hosts, old(Type::VirtualHost), |_, h| encode::virtual_host(h));
         let mut all = [const { None }; 6];
         for (kind, set) in [
             (Type::Cluster, clusters),

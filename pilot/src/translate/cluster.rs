@@ -52,7 +52,7 @@ impl Translator {
                 _ => Cluster::fixed(name, Vec::new()),
             };
             cluster.connect_timeout = self.model.mesh().connect_timeout.0;
-            cluster.source_address = source;
+            cluster.source_address = beyond_the_host(source);
             part.cluster(Made::from(cluster, Vec::new()));
         }
         part
@@ -99,7 +99,7 @@ impl Translator {
                 service.at(port.number),
             ),
             protocol,
-            source_address: source,
+            source_address: if service.external { beyond_the_host(source) } else { source },
             keepalive: self.model.mesh().tcp_keepalive.as_ref().map(keepalive_of),
             service: Some(cluster::Service {
                 host: service.host.clone(),
@@ -131,6 +131,11 @@ impl Translator {
             part.assignment(made);
         }
     }
+}
+
+/// Where connections to anywhere leave from: a loopback address reaches nothing beyond this host, so none is chosen.
+fn beyond_the_host(source: Option<IpAddr>) -> Option<IpAddr> {
+    source.filter(|ip| !ip.is_loopback())
 }
 
 fn protocol_of(port: Protocol, blocks: &Blocks, mesh: Option<H2Upgrade>) -> cluster::Protocol {
@@ -209,11 +214,12 @@ fn apply_outlier(cluster: &mut Cluster, from: &OutlierDetection) {
         None => Some(5),
     };
     // The older field counts gateway errors, and nothing else then counts.
-    if let Some(errors) = positive(from.consecutive_errors) {
-        if from.consecutive_gateway_errors.is_none() && from.consecutive_5xx_errors.is_none() {
-            outlier.consecutive_gateway = Some(errors);
-            outlier.consecutive_5xx = None;
-        }
+    if let Some(errors) = positive(from.consecutive_errors)
+        && from.consecutive_gateway_errors.is_none()
+        && from.consecutive_5xx_errors.is_none()
+    {
+        outlier.consecutive_gateway = Some(errors);
+        outlier.consecutive_5xx = None;
     }
     if outlier.split_local
         && outlier.consecutive_local.is_none()

@@ -35,6 +35,9 @@ use std::{
     sync::Arc,
 };
 
+/// Routes of a host, its server's port, whether plaintext is redirected.
+type Hosted = (Vec<Arc<Route>>, u16, bool);
+
 /// A server of a Gateway that applies to a proxy.
 struct Open<'a> {
     gateway: &'a Arc<Object<Gateway>>,
@@ -211,7 +214,7 @@ impl Translator {
         view: &View,
         servers: &[&Open<'_>],
     ) -> Made<RouteConfiguration> {
-        let mut hosts_: BTreeMap<Arc<str>, (Vec<Arc<Route>>, u16, bool)> = BTreeMap::new();
+        let mut hosts_: BTreeMap<Arc<str>, Hosted> = BTreeMap::new();
         let mut sources = Vec::new();
         let mut used: BTreeSet<(Arc<str>, Arc<str>)> = BTreeSet::new();
         for server in servers {

@@ -82,7 +82,7 @@ impl Translator {
                 }
                 Some((port, _)) => self.tcp_port(&mut part, proxy, one, view, port),
                 None if proxy.capture == Capture::Redirect => {
-                    self.captured(&mut part, proxy, one, view, policy)
+                    self.captured(&mut part, proxy, one, view, policy);
                 }
                 None => {}
             }

@@ -4,10 +4,7 @@
 //! Kept true: a part depends on its key and the model, on nothing else. Not here: keeping parts (`push`).
 
 use super::{Part, Translator};
-use crate::model::{
-    scope::{Capture, Egress, Proxy, Role, View, ViewKey, egress_of, sidecar_of, view_key},
-    service::Resolution,
-};
+use crate::model::scope::{Capture, Egress, Proxy, Role, View, ViewKey, egress_of, sidecar_of, view_key};
 use mesh_config::{Object, kinds};
 use std::{net::IpAddr, sync::Arc};
 
@@ -56,13 +53,12 @@ impl Translator {
             .and_then(|s| s.outbound_traffic_policy.as_ref())
             .map_or(self.model.mesh().outbound_traffic_policy.mode, |p| p.mode);
         let source = (proxy.capture == Capture::None).then(|| proxy.address());
-        let headless = self.model.services.values().any(|s| s.resolution == Resolution::Headless);
         let routes = RouteKey {
             view: view.clone(),
             egress: egress.clone(),
             captured: proxy.capture == Capture::Redirect,
             allow_any: policy == kinds::OutboundMode::AllowAny,
-            own: if headless { proxy.addresses.clone() } else { Vec::new() },
+            own: if self.model.headless { proxy.addresses.clone() } else { Vec::new() },
         };
         Outline { sidecar, egress, clusters: ClusterKey { view, source }, routes, policy }
     }

@@ -58,7 +58,7 @@ fn made(yaml: &str) -> Made1 {
 impl Made1 {
     fn routes(&self) -> Vec<Arc<Route>> {
         let table = &self.part.routes["80"].value;
-        let host = table.virtual_hosts.iter().find(|h| &*h.name == format!("{HOST}:80"));
+        let host = table.virtual_hosts.iter().find(|h| *h.name == format!("{HOST}:80"));
         host.expect("the service has a virtual host").routes.clone()
     }
 
@@ -375,7 +375,7 @@ fn without_capture_a_sidecar_opens_its_ports_on_the_pods_address() {
         Some(proxy.address())
     );
     let table = &part.routes["15080"].value;
-    let web = table.virtual_hosts.iter().find(|h| &*h.name == format!("{HOST}:80")).expect("the service");
+    let web = table.virtual_hosts.iter().find(|h| *h.name == format!("{HOST}:80")).expect("the service");
     assert!(web.domains.iter().any(|d| &**d == "web:80") && web.domains.iter().any(|d| &**d == "web"));
     assert_eq!(&*table.virtual_hosts.last().expect("the rest").name, "allow_any");
 }

@@ -129,7 +129,10 @@ impl Table<'_> {
     fn unknown_hosts(&mut self, egress: &Egress) {
         let hosts: Vec<_> = self.view.routes.hosts().map(|(h, r)| (h.clone(), r.clone())).collect();
         for (host, routing) in hosts {
-            let known = self.view.services.keys().any(|service| crate::model::hosts::covers(&host, service));
+            let known = match host.starts_with('*') {
+                true => self.view.services.keys().any(|service| crate::model::hosts::covers(&host, service)),
+                false => self.view.services.contains_key(&host),
+            };
             if known || &*host == "*" || !egress.sees(routing.object.namespace(), &host) {
                 continue;
             }

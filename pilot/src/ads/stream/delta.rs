@@ -81,11 +81,11 @@ impl Delta {
     pub fn request(&mut self, kind: Type, request: &wire::DeltaDiscoveryRequest, catalog: &Catalog) {
         let first = self.types[kind.index()].is_none();
         let sub = self.types[kind.index()].get_or_insert_default();
-        if !request.response_nonce.is_empty() {
-            if let Some(sent) = sub.under_way.take_if(|s| s.nonce == request.response_nonce) {
-                let error = request.error_detail.as_ref().map(|e| e.message.as_str());
-                sent.settle(error, &mut sub.standing);
-            }
+        if !request.response_nonce.is_empty()
+            && let Some(sent) = sub.under_way.take_if(|s| s.nonce == request.response_nonce)
+        {
+            let error = request.error_detail.as_ref().map(|e| e.message.as_str());
+            sent.settle(error, &mut sub.standing);
         }
         if first && request.resource_names_subscribe.is_empty() && kind.empty_means_all() {
             sub.wildcard = true;
@@ -140,7 +140,7 @@ impl Delta {
             if changed.is_empty() && absent.is_empty() && (sub.answered || !sub.wildcard) {
                 continue;
             }
-            return Some(self.send(kind, catalog, changed, absent));
+            return Some(self.send(kind, catalog, changed, &absent));
         }
         let pointers = Type::ALL.into_iter().filter_map(|t| {
             let sub = self.types[t.index()].as_ref()?;
@@ -164,7 +164,7 @@ impl Delta {
                 continue;
             }
             if free || super::POINTERS.contains(&kind) {
-                return Some(self.send(kind, catalog, Vec::new(), gone));
+                return Some(self.send(kind, catalog, Vec::new(), &gone));
             }
         }
         None
@@ -175,7 +175,7 @@ impl Delta {
         kind: Type,
         catalog: &Catalog,
         changed: Vec<(Arc<str>, Arc<Encoded>)>,
-        gone: Vec<Arc<str>>,
+        gone: &[Arc<str>],
     ) -> wire::DeltaDiscoveryResponse {
         if kind == Type::Cluster {
             self.resend_endpoints(&changed);
@@ -188,7 +188,7 @@ impl Delta {
             sub.owed.remove(name);
             sub.differs.insert(name.clone(), Some(body.version.clone()));
         }
-        for name in &gone {
+        for name in gone {
             sub.owed.remove(name);
             sub.differs.insert(name.clone(), None);
             sub.standing.refused.remove(name);
