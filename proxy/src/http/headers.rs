@@ -167,9 +167,8 @@ pub fn normalize_path(path: &str, merge_slashes: bool) -> Result<Option<String>,
     if !bare.starts_with('/') {
         return Ok(None);
     }
-    let plain =
-        !bare.contains(['%', '\\']) && !bare.contains("/.") && !(merge_slashes && bare.contains("//"));
-    if plain {
+    let odd = bare.contains(['%', '\\']) || bare.contains("/.") || (merge_slashes && bare.contains("//"));
+    if !odd {
         return Ok(None);
     }
     let decoded = decode_unreserved(bare)?;

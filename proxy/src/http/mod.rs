@@ -52,6 +52,7 @@ impl RequestFacts for Head {
 }
 
 /// What a filter wants: to go on, or to answer itself.
+#[allow(clippy::large_enum_variant, reason = "lives for one match; a box would cost more than the move")]
 pub enum Flow {
     /// The next filter.
     Continue,
@@ -246,9 +247,8 @@ fn percent_encode(text: &[u8]) -> String {
 /// Completes the answer and sees to it that its end is told.
 fn finish(exchange: &Rc<Exchange>, mut response: Response) -> Response {
     let manager = &exchange.manager;
-    match &manager.server_name {
-        Some(name) => response.head.set(Known::Server, &**name),
-        None => {}
+    if let Some(name) = &manager.server_name {
+        response.head.set(Known::Server, &**name);
     }
     if manager.direction == Direction::Outbound && manager.use_remote_address {
         response.head.remove(Known::XIstioAttributes);
@@ -258,7 +258,7 @@ fn finish(exchange: &Rc<Exchange>, mut response: Response) -> Response {
         response.upgraded = Some(connect::counted(exchange, upgraded));
         return response;
     }
-    let body = std::mem::replace(&mut response.body, Body::empty());
+    let body = std::mem::take(&mut response.body);
     response.body = body.watch(Rc::new(Sent(Rc::clone(exchange))));
     response
 }

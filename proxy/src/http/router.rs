@@ -364,7 +364,7 @@ fn limit(exchange: &Rc<Exchange>, mut response: Response, deadline: Option<Insta
     let Some(deadline) = deadline.filter(|_| response.upgraded.is_none() && !response.body.is_empty()) else {
         return response;
     };
-    let rest = std::mem::replace(&mut response.body, Body::empty());
+    let rest = std::mem::take(&mut response.body);
     let limited =
         Limited { rest, sleep: Box::pin(tokio::time::sleep_until(deadline)), exchange: Rc::clone(exchange) };
     response.body = Body::from_source(Box::new(limited));

@@ -135,7 +135,7 @@ impl Listeners {
         let bound = &self.worker.shared.bound;
         if address.port() == 0 && self.worker.id > 0 {
             // The first worker draws the port.
-            while let None = self.worker.shared.address_of(name) {
+            while self.worker.shared.address_of(name).is_none() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             address = self.worker.shared.address_of(name).unwrap_or(address);

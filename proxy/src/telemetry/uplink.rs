@@ -25,6 +25,8 @@ use super::{
 /// Most bytes of events that wait.
 const MAX_WAITING: usize = 8 * 1024 * 1024;
 
+/// Most bytes of words that one stream carries.
+const MAX_WORDS: usize = 4 * 1024 * 1024;
 /// Most series of one frame.
 const SERIES_PER_FRAME: usize = 500;
 
@@ -80,6 +82,7 @@ struct Stream {
     seq: u64,
     words: HashMap<String, u32>,
     new_words: Vec<String>,
+    word_bytes: usize,
     named: HashSet<SeriesId>,
     credit: i64,
 }
@@ -93,6 +96,7 @@ impl Stream {
             return *word;
         }
         let word = u32::try_from(self.words.len() + 1).unwrap_or(0);
+        self.word_bytes += text.len();
         self.words.insert(text.to_owned(), word);
         self.new_words.push(text.to_owned());
         word
@@ -201,7 +205,7 @@ pub async fn run(channel: Channel, speaker: Speaker, mut reports: mpsc::Receiver
     let mut over = false;
     while !over {
         let ended = tokio::select! {
-            ended = stream(&channel, &speaker, &mut reports, &mut book, &mut backoff) => ended,
+            ended = stream(&channel, &speaker, &mut reports, &mut book, &mut backoff, &mut outage) => ended,
             () = drain.forced() => return,
         };
         match ended {
@@ -232,6 +236,7 @@ async fn stream(
     reports: &mut mpsc::Receiver<Report>,
     book: &mut Book,
     backoff: &mut Backoff,
+    outage: &mut Outage,
 ) -> Result<(), Refused> {
     let (out, frames) = mpsc::channel(4);
     let mut client = TelemetryClient::new(channel.clone());
@@ -239,6 +244,7 @@ async fn stream(
         seq: 0,
         words: HashMap::new(),
         new_words: Vec::new(),
+        word_bytes: 0,
         named: HashSet::new(),
         credit: 256 * 1024,
     };
@@ -254,7 +260,6 @@ async fn stream(
     out.send(first).await.map_err(|_| Refused::closed())?;
     let mut acks =
         client.stream(ReceiverStream::new(frames)).await.map_err(|s| Refused(s.to_string()))?.into_inner();
-    backoff.reset();
     book.changed.extend(book.series.keys().copied());
     let mut ended = false;
     let mut acknowledged = 0;
@@ -263,6 +268,10 @@ async fn stream(
         tokio::select! {
             ack = acks.message() => match ack.map_err(|s| Refused(s.to_string()))? {
                 Some(ack) => {
+                    if acknowledged == 0 {
+                        backoff.reset();
+                        outage.recovered();
+                    }
                     acknowledged = ack.last_seq;
                     state.credit = i64::try_from(ack.credit_bytes).unwrap_or(i64::MAX);
                 }
@@ -279,6 +288,9 @@ async fn stream(
                 None => ended = true,
             },
             _ = tick.tick() => {}
+        }
+        if state.word_bytes > MAX_WORDS {
+            return Err(Refused("the dictionary is full: a new stream begins with an empty one".to_owned()));
         }
         while let Some(frame) = next_frame(&mut state, book, &speaker.uid) {
             out.send(frame).await.map_err(|_| Refused::closed())?;
@@ -336,3 +348,6 @@ impl Refused {
         Self("the stream was closed".to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests;

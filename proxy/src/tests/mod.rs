@@ -26,6 +26,7 @@ use crate::{
     worker::{Settings, Shared, Worker, run_worker},
 };
 
+mod authz;
 mod faults;
 mod limits;
 mod retries;
@@ -49,6 +50,8 @@ where
     tokio::task::spawn_local(async move {
         while let Ok((stream, _)) = socket.accept().await {
             let (log, handler) = (Rc::clone(&log), Rc::clone(&handler));
+            // A delayed acknowledgement takes wall time, in which a paused clock runs away.
+            stream.set_nodelay(true).expect("an option");
             tokio::task::spawn_local(async move {
                 let serve = Serve {
                     protocol: Protocol::Detect,
