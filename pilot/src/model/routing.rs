@@ -54,6 +54,18 @@ impl Routing {
         }
     }
 
+    /// Full host names of everything it may send to, mirrors included.
+    pub fn destinations(&self) -> Vec<Arc<str>> {
+        let spec = &self.object.spec;
+        let http = spec.http.iter().flat_map(|r| {
+            let routes = r.route.iter().map(|d| d.destination.host.clone());
+            routes.chain(r.all_mirrors().into_iter().map(|(to, _)| to.host)).collect::<Vec<_>>()
+        });
+        let bytes = spec.tcp.iter().flat_map(|r| &r.route).chain(spec.tls.iter().flat_map(|r| &r.route));
+        let all = http.chain(bytes.map(|d| d.destination.host.clone()));
+        all.map(|host| hosts::full(&host, self.object.namespace())).collect()
+    }
+
     /// Whether it is bound to a gateway (or to [`MESH`]).
     pub fn bound_to(&self, gateway: &str) -> bool {
         self.gateways.iter().any(|g| g == gateway)

@@ -130,6 +130,8 @@ pub struct View {
     pub key: ViewKey,
     /// Services, by host.
     pub services: BTreeMap<Arc<str>, Arc<Service>>,
+    /// Services outside the view that its VirtualServices send to: they get clusters, but no names of their own.
+    pub targets: BTreeMap<Arc<str>, Arc<Service>>,
     /// VirtualServices by host.
     pub routes: MeshRoutes,
 }
@@ -139,14 +141,21 @@ impl View {
     pub fn of(model: &Model, key: &ViewKey) -> Self {
         let egress =
             Egress { port: None, bind: None, hosts: key.hosts.clone(), excluded: key.excluded.clone() };
-        let services = model
+        let services: BTreeMap<_, _> = model
             .services
             .values()
             .filter(|s| s.visible(model, &key.namespace) && egress.sees(&s.namespace, &s.host))
             .map(|s| (s.host.clone(), s.clone()))
             .collect();
         let routes = MeshRoutes::of(model, &key.namespace, |ns, host| egress.sees(ns, host));
-        Self { key: key.clone(), services, routes }
+        let targets = routes
+            .hosts()
+            .flat_map(|(_, routing)| routing.destinations())
+            .filter(|host| !services.contains_key(host))
+            .filter_map(|host| Some((host.clone(), model.services.get(&host)?.clone())))
+            .filter(|(_, service)| service.visible(model, &key.namespace))
+            .collect();
+        Self { key: key.clone(), services, targets, routes }
     }
 
     /// The client's labels, where rules look at them.

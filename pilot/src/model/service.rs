@@ -451,9 +451,6 @@ fn from_entry(model: &Model, object: &Object<kinds::ServiceEntry>) -> Vec<Servic
                     endpoints.extend(ips.map(|ip| pod_endpoint(&ip, target, port.number, Some(pod), None)));
                 }
             }
-            if endpoints.is_empty() && resolution == Resolution::Dns && selected.is_none() {
-                endpoints.push(plain_endpoint(host, target, port.number));
-            }
         }
         // DNS entries without endpoints look up their own host, on every port.
         if resolution == Resolution::Dns && entry.endpoints.is_empty() && selected.is_none() {

@@ -377,3 +377,18 @@ fn mixer_is_asked_only_where_a_checking_rule_can_apply() {
         assert_eq!(policy::checked(&model(&yaml), "default").is_some(), want, "{what}");
     }
 }
+
+#[test]
+fn services_that_visible_routes_send_to_are_reached_without_being_seen() {
+    let far = "---\napiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: other}\nspec: {ports: [{name: http, port: 80}]}\n";
+    let side = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\nspec: {egress: [{hosts: ['./*']}]}\n";
+    let vs = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {hosts: [web], http: \
+              [{route: [{destination: {host: far.other.svc.cluster.local}}]}]}\n";
+    let base = service("web", "{name: http, port: 80}") + far + side + &pod("c", "c", "v1", POD);
+    for (yaml, want) in [(base.clone(), vec![]), (base + vs, vec!["far"])] {
+        let model = model(&yaml);
+        let view = view(&model, &sidecar(&model, "c"));
+        assert_eq!(view.services.len(), 1);
+        assert_eq!(view.targets.values().map(|s| &*s.name).collect::<Vec<_>>(), want);
+    }
+}

@@ -61,6 +61,13 @@ impl Form {
     }
 }
 
+impl Form {
+    /// A condition that cannot be judged: it never allows, and does not hold back a denial.
+    fn unknown(self) -> Rule {
+        if self.deny { Rule::Any } else { never() }
+    }
+}
+
 fn never() -> Rule {
     Rule::Not(Box::new(Rule::Any))
 }
@@ -74,6 +81,15 @@ impl Translator {
             places.push(namespace);
         }
         let mut layer = Layer::default();
+        for place in &places {
+            for tokens in self.model.snapshot.request_authentications.in_namespace(place) {
+                if tokens.spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, labels)) {
+                    let why =
+                        "tokens are not checked yet: a request with a bad one is let in as if it had none";
+                    self.problem(&label_of(tokens), "spec.jwtRules", why);
+                }
+            }
+        }
         let policies: Vec<_> = places
             .into_iter()
             .flat_map(|ns| self.model.snapshot.authorization_policies.in_namespace(ns))
@@ -132,9 +148,12 @@ impl Translator {
                     Some((false, rule)) => permissions.push(rule),
                     None => {
                         let field = format!("spec.rules[{index}].when[{at}].key");
-                        let why = format!("{:?} is not supported: the condition never holds", when.key);
+                        let why = format!(
+                            "{:?} is not supported: the rule never allows, and denies as if the condition held",
+                            when.key
+                        );
                         self.problem(&label, field, why);
-                        permissions.push(never());
+                        permissions.push(form.unknown());
                     }
                 }
             }
@@ -229,8 +248,10 @@ fn source(from: &AuthorizationSource, home: &str, form: Form) -> Rule {
     values(&mut out, &from.trust_domains, &from.not_trust_domains, trust_domain);
     values(&mut out, &from.ip_blocks, &from.not_ip_blocks, |v| block(v, Rule::DirectRemoteIp));
     values(&mut out, &from.remote_ip_blocks, &from.not_remote_ip_blocks, |v| block(v, Rule::RemoteIp));
-    // No token is verified yet, so there is no request principal: nothing is one, everything is not one.
-    values(&mut out, &from.request_principals, &from.not_request_principals, |_| form.http(never()));
+    // No token is verified yet, so nothing can be said about who it speaks for.
+    if !from.request_principals.is_empty() || !from.not_request_principals.is_empty() {
+        out.push(form.unknown());
+    }
     all(out)
 }
 

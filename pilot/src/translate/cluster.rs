@@ -32,7 +32,7 @@ impl Translator {
         let root_mixer = super::inbound::policy_host(&self.model);
         let mixer = root_mixer.as_ref().and_then(|(host, _)| self.model.services.get(&**host));
         let hidden = mixer.filter(|s| !view.services.contains_key(&s.host));
-        for service in view.services.values().chain(hidden) {
+        for service in view.services.values().chain(view.targets.values()).chain(hidden) {
             let rule = self.rule(view, service);
             for port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
                 self.service_cluster(&mut part, service, port, &rule, None, source);

@@ -111,7 +111,8 @@ impl Translator {
                     .collect(),
                 sources: Vec::new(),
             };
-            part.cluster(Made::from(self.ingress_cluster(proxy, written, port), Vec::new()));
+            let pool = sidecar.and_then(|s| s.inbound_connection_pool.as_ref());
+            part.cluster(Made::from(self.ingress_cluster(proxy, written, port, pool), Vec::new()));
             let bind = written.bind.as_deref().and_then(|b| b.parse::<IpAddr>().ok());
             if proxy.capture == Capture::Redirect && bind.is_none() {
                 let (made, from) = self.port_chains(proxy, &one, written.tls.as_ref(), Some(port));
@@ -182,7 +183,13 @@ impl Translator {
         }
     }
 
-    fn ingress_cluster(&self, proxy: &Proxy, written: &IngressListener, port: u16) -> Cluster {
+    fn ingress_cluster(
+        &self,
+        proxy: &Proxy,
+        written: &IngressListener,
+        port: u16,
+        pool: Option<&kinds::ConnectionPool>,
+    ) -> Cluster {
         let target = written.default_endpoint.as_deref().unwrap_or_default();
         let address = match target.strip_prefix("unix://") {
             Some(path) => Address::Pipe(path.into()),
@@ -202,7 +209,7 @@ impl Translator {
             panic_percent: 0,
             ..Cluster::eds(&name)
         };
-        if let Some(pool) = &written.connection_pool {
+        if let Some(pool) = written.connection_pool.as_ref().or(pool) {
             super::cluster::apply_pool(&mut cluster, pool);
         }
         cluster

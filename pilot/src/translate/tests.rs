@@ -531,6 +531,49 @@ fn authorization_denies_before_it_allows_and_an_empty_allow_lets_nobody_in() {
 }
 
 #[test]
+fn what_cannot_be_judged_never_allows_and_never_holds_back_a_denial() {
+    use mesh_traffic::{
+        plan::Facts,
+        rbac::{Peer, Verdict},
+    };
+    let peer = Peer {
+        identity: Some("spiffe://cluster.local/ns/default/sa/c"),
+        direct: "10.1.0.3".parse().expect("an address"),
+        remote: "10.1.0.3".parse().expect("an address"),
+        destination: "10.1.0.1:8080".parse().expect("an address"),
+        server_name: "",
+    };
+    for (rule, judged) in [
+        ("from: [{source: {requestPrincipals: ['*']}}]", false),
+        ("from: [{source: {notRequestPrincipals: ['*']}}]", false),
+        ("from: [{source: {principals: [cluster.local/ns/default/sa/c]}}]", true),
+        (
+            "from: [{source: {namespaces: [default]}}], to: [{operation: {methods: [GET], paths: ['/x*']}}]",
+            true,
+        ),
+    ] {
+        for (action, want) in [("ALLOW", judged), ("DENY", false)] {
+            let yaml = base()
+                + &format!(
+                    "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: \
+                     {{action: {action}, rules: [{{{rule}}}]}}\n"
+                );
+            let translator = Translator::new(model(&yaml));
+            let pod = sidecar(&translator.model, "web-1");
+            let layer = translator.authorization("default", &pod.labels);
+            let passes = layer.http().iter().all(|f| match &f.config {
+                FilterConfig::Rbac(rules) => {
+                    rules.check(&Facts::get("web", "/x1"), &peer) == Verdict::Allowed
+                }
+                _ => true,
+            });
+            assert!(!layer.http().is_empty(), "{action} {rule}: the policy is in force");
+            assert_eq!(passes, want, "{action} {rule}");
+        }
+    }
+}
+
+#[test]
 fn the_older_retry_words_are_known() {
     let (on, _) = RetryOn::parse("gateway-error,connect-failure,refused-stream").expect("known");
     assert!(on.contains(RetryOn::GATEWAY_ERROR));
