@@ -1,6 +1,6 @@
 //! Istio's objects as traffic: listeners, routes, clusters and endpoints of one proxy.
 //!
-//! In: a [`Model`] and the [`Proxy`] to serve. Out: [`Part`]s of the traffic model, each resource with the objects it
+//! In: a [`Model`] and the proxy to serve. Out: [`Part`]s of the traffic model, each resource with the objects it
 //! was made from. Kept true: names are Istio's; equal views give equal parts, so that parts are shared between proxies.
 //! Not here: encoding and sending (`push`, `ads`), the decision per request (`mesh_traffic::plan`).
 
