@@ -66,6 +66,9 @@ pub struct PortArgs {
     /// Connections that are taken at once; more are closed
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 100_000, value_name = "N")]
     pub max_connections: u64,
+    /// Unix socket for restarts in place: a process started with the same path takes the listening sockets over, then this one drains
+    #[arg(long, env = "RESTART_SOCKET", value_name = "PATH")]
+    pub restart_socket: Option<PathBuf>,
 }
 
 /// Flags of `run`.
@@ -89,6 +92,9 @@ pub struct RunArgs {
     /// Connections that are taken at once; more are closed
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 100_000, value_name = "N")]
     pub max_connections: u64,
+    /// Unix socket for restarts in place: a process started with the same path takes the listening sockets over, then this one drains
+    #[arg(long, env = "RESTART_SOCKET", value_name = "PATH")]
+    pub restart_socket: Option<PathBuf>,
     /// The bootstrap, YAML or JSON
     #[arg(value_name = "FILE")]
     pub bootstrap: PathBuf,

@@ -11,6 +11,7 @@ pub mod codec;
 pub mod http;
 pub mod listen;
 pub mod pod;
+pub mod restart;
 pub mod serve;
 pub mod tcp;
 pub mod telemetry;

@@ -23,6 +23,7 @@ use crate::{
     admin, bootstrap,
     cli::{MeshArgs, PortArgs, RunArgs},
     pod::Pod,
+    restart::{self, Takeover},
     telemetry::uplink,
     worker::{self, Node, Settings, Shared},
     xds,
@@ -142,6 +143,7 @@ pub async fn envoy(args: RunArgs) -> anyhow::Result<()> {
         admin_port: bootstrap.admin.map_or(0, |address| address.port()),
         concurrency: args.concurrency,
         max_connections: args.max_connections,
+        restart_socket: args.restart_socket,
     };
     let pages = Pages { admin: base.common.admin.or(bootstrap.admin), health: args.health, stats: None };
     let settings = settings(node, local_ip, args.concurrency, &ports);
@@ -191,6 +193,7 @@ fn settings(
         local_ip,
         workers: concurrency.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
         max_connections: ports.max_connections,
+        restart_socket: ports.restart_socket.clone(),
         own_ports: [ports.admin_port, ports.health_port, ports.stats_port]
             .into_iter()
             .filter(|p| *p != 0)
@@ -226,7 +229,14 @@ async fn run(
         tokio::spawn(uplink::run(channel, speaker, reports, watch.clone()));
         sender
     });
+    let restart_socket = settings.restart_socket.clone();
     let shared = Shared::new(settings, identity, reports, watch.clone());
+    let mut takeover = None;
+    if let Some(path) = restart_socket.clone() {
+        let (sockets, workers) = (Arc::clone(&shared.sockets), shared.settings.workers);
+        let begin = move || Takeover::begin(&path, &sockets, workers);
+        takeover = tokio::task::spawn_blocking(begin).await?.context("--restart-socket")?;
+    }
     tokio::spawn(Arc::clone(&shared.dns).follow(handle.snapshots()));
     // Only workers keep `shared`: when they are done, so are the reports to mixer.
     tokio::spawn(forget(Arc::downgrade(&shared), handle.snapshots()));
@@ -237,22 +247,47 @@ async fn run(
         let metrics = metrics.clone();
         Router::new().route("/stats/prometheus", get(async move || metrics.encode()))
     };
+    let replaces = takeover.is_some();
+    if let Some(takeover) = takeover {
+        readiness.wait().await;
+        shared.until_listening(&handle.snapshots()).await;
+        shared.sockets.drop_rest();
+        takeover.ready().context("telling the predecessor that we serve")?;
+    }
+    if let Some(path) = restart_socket {
+        restart::serve(path, Arc::clone(&shared.sockets)).context("--restart-socket")?;
+    }
     if let Some(address) = pages.stats {
-        let listener = sockets::bind(address)?;
+        let listener = bind(address, replaces).await?;
         tokio::spawn(sockets::serve_http(listener, stats.clone(), watch.clone()));
     }
     if let Some(address) = pages.health {
-        let listener = sockets::bind(address)?;
+        let listener = bind(address, replaces).await?;
         tokio::spawn(sockets::serve_http(listener, health(readiness.clone()), watch.clone()));
     }
     if let Some(address) = pages.admin {
         let pages = Admin::new("proxy", readiness, metrics, log).routes(admin::routes(handle)).routes(stats);
+        if replaces {
+            drop(bind(address, true).await?);
+        }
         tokio::spawn(pages.bind(address)?.serve(watch.clone()));
     }
     drop((watch, shared));
     let drained = signals.drain_on_signal(trigger, common.grace()).await;
     tracing::info!(?drained, "stopped");
     tokio::task::spawn_blocking(move || workers.join()).await.context("joining workers")
+}
+
+/// Binds a page's socket; a predecessor that is letting go of it is given some seconds.
+async fn bind(address: SocketAddr, replaces: bool) -> anyhow::Result<tokio::net::TcpListener> {
+    let mut tries = if replaces { 100 } else { 0 };
+    loop {
+        match sockets::bind(address) {
+            Err(_) if tries > 0 => tries -= 1,
+            result => return Ok(result?),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }
 
 /// Lets go of what workers share about clusters that are gone.

@@ -49,6 +49,11 @@ impl RequestFacts for Head {
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         self.get_joined(name)
     }
+    fn any_line(&self, name: &str, test: &dyn Fn(&[u8]) -> bool) -> Option<bool> {
+        let mut lines = self.get_all(name).map(test);
+        let first = lines.next()?;
+        Some(first || lines.any(|passes| passes))
+    }
 }
 
 /// What a filter wants: to go on, or to answer itself.
@@ -247,6 +252,9 @@ fn percent_encode(text: &[u8]) -> String {
 /// Completes the answer and sees to it that its end is told.
 fn finish(exchange: &Rc<Exchange>, mut response: Response) -> Response {
     let manager = &exchange.manager;
+    if exchange.conn.worker.draining.get() {
+        response.head.set(Known::Connection, "close");
+    }
     if let Some(name) = &manager.server_name {
         response.head.set(Known::Server, &**name);
     }

@@ -31,13 +31,14 @@ use crate::{
     codec::{Handler, Io, Limits, Protocol, Refusal, Request, Response, Scheme, Serve},
     http, tcp,
     telemetry::stats::ListenerStats,
-    worker::{View, Worker},
+    worker::{LINGER, View, Worker},
 };
 
 /// Accepts until the listener is removed or the proxy drains; what already waits in the queue is still served.
 pub async fn run(worker: Rc<Worker>, active: Rc<Active>, socket: TcpListener) {
     let name = active.now.borrow().name.clone();
     let stats = worker.shared.stats.listener(&name);
+    let offer = worker.shared.sockets.offer(std::os::fd::AsFd::as_fd(&socket));
     let mut pause = Duration::from_millis(5);
     loop {
         let accepted = tokio::select! {
@@ -62,6 +63,10 @@ pub async fn run(worker: Rc<Worker>, active: Rc<Active>, socket: TcpListener) {
                 pause = (pause * 2).min(Duration::from_millis(500));
             }
         }
+    }
+    drop(offer);
+    if worker.shared.sockets.handed_over() {
+        return;
     }
     // Closing a socket resets what waits in its queue.
     while let Some(Ok((stream, remote))) = futures::FutureExt::now_or_never(socket.accept()) {
@@ -211,8 +216,12 @@ async fn serve(
     let drain = conn.worker.shared.drain.clone();
     let ending = async {
         tokio::select! {
-            () = drain.signaled() => {}
-            () = active.until_removed() => {}
+            () = drain.signaled() => tokio::time::sleep(LINGER).await,
+            () = active.until_removed() => {
+                if drain.is_draining() {
+                    tokio::time::sleep(LINGER).await;
+                }
+            }
         }
     };
     match &chain.terminal {

@@ -9,7 +9,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -85,6 +85,7 @@ impl Listeners {
                 () = tokio::time::sleep(Duration::from_secs(1)), if !complete => {}
             }
         }
+        self.worker.draining.set(true);
         let active: Vec<_> = self.active.borrow_mut().drain().collect();
         for (_, active) in active {
             end(&active);
@@ -102,6 +103,7 @@ impl Listeners {
         let gone: Vec<_> =
             self.active.borrow_mut().extract_if(|key, _| !wanted.contains_key(key)).map(|(_, a)| a).collect();
         gone.iter().for_each(|active| end(active));
+        self.worker.shared.listening.fetch_sub(gone.len(), Ordering::AcqRel);
         let mut complete = true;
         for ((name, address), listener) in wanted {
             let key = (name.clone(), address);
@@ -110,14 +112,17 @@ impl Listeners {
                 continue;
             }
             match self.bind(&name, address).await {
-                Ok(socket) => {
+                Ok(sockets) => {
                     let active = Rc::new(Active {
                         now: RefCell::new(listener),
                         removed: Notify::new(),
                         gone: std::cell::Cell::new(false),
                     });
                     self.active.borrow_mut().insert(key, Rc::clone(&active));
-                    self.worker.spawn(accept::run(Rc::clone(&self.worker), active, socket));
+                    self.worker.shared.listening.fetch_add(1, Ordering::AcqRel);
+                    for socket in sockets {
+                        self.worker.spawn(accept::run(Rc::clone(&self.worker), Rc::clone(&active), socket));
+                    }
                 }
                 Err(error) => {
                     complete = false;
@@ -131,7 +136,8 @@ impl Listeners {
         complete
     }
 
-    async fn bind(&self, name: &Name, mut address: SocketAddr) -> io::Result<TcpListener> {
+    /// This worker's sockets: its share of a predecessor's, else one of its own.
+    async fn bind(&self, name: &Name, mut address: SocketAddr) -> io::Result<Vec<TcpListener>> {
         let bound = &self.worker.shared.bound;
         if address.port() == 0 && self.worker.id > 0 {
             // The first worker draws the port.
@@ -140,10 +146,17 @@ impl Listeners {
             }
             address = self.worker.shared.address_of(name).unwrap_or(address);
         }
-        let socket = listening_socket(address)?;
-        let actual = socket.local_addr()?;
+        let inherited = self.worker.shared.sockets.take(address, self.worker.id);
+        let mut sockets: Vec<TcpListener> = inherited
+            .into_iter()
+            .map(|socket| socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)))
+            .collect::<io::Result<_>>()?;
+        if sockets.is_empty() {
+            sockets.push(listening_socket(address)?);
+        }
+        let actual = sockets[0].local_addr()?;
         bound.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), actual);
-        Ok(socket)
+        Ok(sockets)
     }
 }
 

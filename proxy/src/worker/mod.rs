@@ -20,7 +20,7 @@ mod shared;
 mod threads;
 
 pub use shared::{Node, Settings, Shared};
-pub use threads::{Workers, run as run_worker, start};
+pub use threads::{LINGER, Workers, run as run_worker, start};
 
 use crate::{
     balance::ClusterState,
@@ -48,6 +48,8 @@ pub struct Worker {
     random: RefCell<SmallRng>,
     connections: Cell<u64>,
     own: RefCell<Option<Name>>,
+    /// The proxy drains: answers ask their clients to go elsewhere.
+    pub draining: Cell<bool>,
     /// Exchanges and connections under way.
     pub busy: Cell<u64>,
 }
@@ -75,6 +77,7 @@ impl Worker {
             random: RefCell::new(SmallRng::from_os_rng()),
             connections: Cell::new(0),
             own: RefCell::new(None),
+            draining: Cell::new(false),
             busy: Cell::new(0),
             shared,
         })

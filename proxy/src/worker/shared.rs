@@ -6,16 +6,22 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use mesh_identity::CertStore;
 use mesh_runtime::drain::Watch;
 use mesh_traffic::{Cluster, Snapshot, names::Name};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::{
     balance::{Common, dns::Dns},
+    restart::Sockets,
     telemetry::{access_log::Files, local::Report, stats::Stats},
 };
 
@@ -41,6 +47,8 @@ pub struct Settings {
     pub workers: usize,
     /// Most downstream connections of the process; more are closed at once.
     pub max_connections: u64,
+    /// Where a successor asks for our listening sockets.
+    pub restart_socket: Option<PathBuf>,
     /// Our own ports, which an explicit proxy never connects to.
     pub own_ports: Vec<u16>,
 }
@@ -52,6 +60,7 @@ impl Default for Settings {
             local_ip: None,
             workers: 1,
             max_connections: 100_000,
+            restart_socket: None,
             own_ports: vec![15000, 15021, 15090],
         }
     }
@@ -77,10 +86,14 @@ pub struct Shared {
     pub drain: Watch,
     /// Exchanges and connections under way.
     pub busy: AtomicU64,
+    /// Listeners at work, counted once per worker.
+    pub listening: AtomicUsize,
     /// Downstream connections open now.
     pub connections: AtomicU64,
     /// Told when nothing is under way any more.
     pub idle: Notify,
+    /// Listening sockets that come from a predecessor and go to a successor.
+    pub sockets: Arc<Sockets>,
     /// Addresses that listeners are bound to, told by worker 0; for tests and the admin server.
     pub bound: Mutex<HashMap<Name, SocketAddr>>,
     commons: Mutex<HashMap<Name, Arc<Common>>>,
@@ -105,8 +118,10 @@ impl Shared {
             reports,
             drain,
             busy: AtomicU64::new(0),
+            listening: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             idle: Notify::new(),
+            sockets: Arc::default(),
             bound: Mutex::default(),
             commons: Mutex::default(),
         })
@@ -130,6 +145,21 @@ impl Shared {
     pub fn forget(&self, snapshot: &Snapshot) {
         let mut commons = self.commons.lock().unwrap_or_else(PoisonError::into_inner);
         commons.retain(|name, _| snapshot.clusters.contains_key(name));
+    }
+
+    /// Waits until every worker listens where the newest configuration says.
+    pub async fn until_listening(&self, snapshots: &watch::Receiver<Arc<Snapshot>>) {
+        loop {
+            let wanted: usize = {
+                let snapshot = snapshots.borrow();
+                let bound = snapshot.listeners.values().filter(|listener| listener.bind);
+                bound.map(|listener| 1 + listener.additional.len()).sum()
+            };
+            if self.listening.load(Ordering::Acquire) >= wanted * self.settings.workers.max(1) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Where a listener is bound.

@@ -3,7 +3,12 @@
 //! In: what all workers share, snapshots. Out: [`Workers`], to be joined after the drain. Kept true: a worker that cannot start is told
 //! of; control-plane work never runs here. Not here: what a worker does (`listen`).
 
-use std::{io, rc::Rc, sync::Arc, thread::JoinHandle};
+use std::{
+    io,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+};
 
 use mesh_traffic::Snapshot;
 use tokio::{sync::watch, task::LocalSet};
@@ -63,8 +68,14 @@ pub async fn run(worker: Rc<Worker>, snapshots: watch::Receiver<Arc<Snapshot>>) 
     follow.abort();
 }
 
+/// Resolves when nothing is under way and clients have had the time to learn that they should go.
 async fn quiet(worker: &Worker) {
-    while worker.busy.get() > 0 {
+    let began = tokio::time::Instant::now();
+    let open = || worker.shared.connections.load(Ordering::Acquire) > 0 && began.elapsed() < LINGER * 2;
+    while worker.busy.get() > 0 || open() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
+
+/// How long a drain leaves idle connections open, so that their next answer, not a race, tells their clients to go.
+pub const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
