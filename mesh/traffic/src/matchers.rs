@@ -4,7 +4,6 @@
 //! Not here: which route a match belongs to (`route`).
 
 use std::{
-    borrow::Cow,
     fmt,
     sync::{Arc, OnceLock},
 };
@@ -152,39 +151,43 @@ pub struct HeaderMatch {
     pub name: Arc<str>,
     /// The comparison.
     pub value: HeaderValue,
-    /// Turns the answer around. A missing header then matches, except for [`HeaderValue::Present`].
+    /// Turns the answer around.
     pub invert: bool,
     /// Treats a missing header as an empty one.
     pub missing_as_empty: bool,
 }
 
 impl HeaderMatch {
-    /// True when the request meets the condition. Several lines of one name count as one, joined by commas.
+    /// True when the request meets the condition. Of several lines of one name, one that matches is enough; the inverse then asks
+    /// that none does. A missing header matches neither way, unless it counts as an empty one (all of this as Envoy 1.40 does).
     #[must_use]
     pub fn matches(&self, request: &impl RequestFacts) -> bool {
-        let value = match &*self.name {
-            ":method" => Some(Cow::Borrowed(request.method().as_bytes())),
-            ":path" => Some(Cow::Borrowed(request.path().as_bytes())),
-            ":authority" | "host" => Some(Cow::Borrowed(request.authority().as_bytes())),
-            ":scheme" => Some(Cow::Borrowed(request.scheme().as_bytes())),
-            name => request.header(name),
+        let found = match &*self.name {
+            ":method" => Some(self.value.matches(request.method().as_bytes())),
+            ":path" => Some(self.value.matches(request.path().as_bytes())),
+            ":authority" | "host" => Some(self.value.matches(request.authority().as_bytes())),
+            ":scheme" => Some(self.value.matches(request.scheme().as_bytes())),
+            name => request.any_line(name, &|line| self.value.matches(line)),
         };
-        let value = match value {
-            None if self.missing_as_empty => Some(Cow::Borrowed(&b""[..])),
-            value => value,
-        };
-        let matched = match (&self.value, value) {
-            (HeaderValue::Present(want), value) => value.is_some() == *want,
+        let found = found.or_else(|| self.missing_as_empty.then(|| self.value.matches(b"")));
+        match (&self.value, found) {
+            (HeaderValue::Present(want), found) => (found.is_some() == *want) != self.invert,
             (_, None) => false,
-            (HeaderValue::Text { matcher, ignore_case }, Some(value)) => {
-                matcher.matches(&value, *ignore_case)
-            }
-            (HeaderValue::Range { start, end }, Some(value)) => std::str::from_utf8(&value)
+            (_, Some(matched)) => matched != self.invert,
+        }
+    }
+}
+
+impl HeaderValue {
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(want) => *want,
+            Self::Text { matcher, ignore_case } => matcher.matches(value, *ignore_case),
+            Self::Range { start, end } => std::str::from_utf8(value)
                 .ok()
                 .and_then(|text| text.parse::<i64>().ok())
                 .is_some_and(|number| (*start..*end).contains(&number)),
-        };
-        matched != self.invert
+        }
     }
 }
 
@@ -263,11 +266,15 @@ mod tests {
         for (matcher, lines, want) in [
             (one(text("a"), false, false), &a, true),
             (one(text("a"), false, false), &none, false),
-            (one(text("a"), true, false), &none, true),
+            (one(text("a"), true, false), &none, false),
+            (one(text("a"), true, true), &none, true),
             (one(text("a"), true, false), &a, false),
-            // Several lines are one value, joined by commas.
-            (one(text("a"), false, false), &ab, false),
-            (one(text("a,b"), false, false), &ab, true),
+            // Each line is a value of its own.
+            (one(text("a"), false, false), &ab, true),
+            (one(text("b"), false, false), &ab, true),
+            (one(text("a,b"), false, false), &ab, false),
+            (one(text("b"), true, false), &ab, false),
+            (one(text("c"), true, false), &ab, true),
             (one(text(""), false, true), &none, true),
             (one(text(""), true, true), &none, false),
             (one(HeaderValue::Present(true), false, false), &a, true),

@@ -28,6 +28,10 @@ pub trait RequestFacts {
     fn scheme(&self) -> &str;
     /// The value of a header by lower-case name; several lines joined by commas.
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>>;
+    /// Whether some line of a header passes the test; `None` when it has none. Implement it where a header may have several lines.
+    fn any_line(&self, name: &str, test: &dyn Fn(&[u8]) -> bool) -> Option<bool> {
+        self.header(name).map(|value| test(&value))
+    }
 }
 
 /// The facts of a request that exists only as a question (`pilot explain`, tests).
@@ -87,6 +91,11 @@ impl RequestFacts for Facts {
             true => Some(Cow::Borrowed(first.as_bytes())),
             false => Some(Cow::Owned(format!("{first},{}", rest.join(",")).into_bytes())),
         }
+    }
+    fn any_line(&self, name: &str, test: &dyn Fn(&[u8]) -> bool) -> Option<bool> {
+        let mut lines = self.headers.iter().filter(|(n, _)| n == name).map(|(_, v)| test(v.as_bytes()));
+        let first = lines.next()?;
+        Some(first || lines.any(|passes| passes))
     }
 }
 
