@@ -57,9 +57,10 @@ fn header(name: &str, value: &StringMatch, without: bool) -> Result<HeaderMatch,
     };
     Ok(HeaderMatch {
         name: name.to_ascii_lowercase().into(),
+        // An inverted match of a missing header fails, unless it counts as an empty one (Envoy, and what istiod sends).
+        missing_as_empty: without && value != HeaderValue::Present(true),
         value,
         invert: without,
-        missing_as_empty: false,
     })
 }
 
