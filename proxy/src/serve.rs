@@ -32,6 +32,9 @@ use crate::{
 /// Reports of workers that may wait for the uplink.
 const REPORTS: usize = 64;
 
+/// How long a successor may take to get ready.
+const TAKEOVER: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// What both ways of running share.
 struct Base {
     common: CommonArgs,
@@ -249,8 +252,13 @@ async fn run(
     };
     let replaces = takeover.is_some();
     if let Some(takeover) = takeover {
-        readiness.wait().await;
-        shared.until_listening(&handle.snapshots()).await;
+        let serving = async {
+            readiness.wait().await;
+            shared.until_listening(&handle.snapshots()).await;
+        };
+        tokio::time::timeout(TAKEOVER, serving)
+            .await
+            .context("not ready to take over in time: the predecessor goes on serving")?;
         shared.sockets.drop_rest();
         takeover.ready().context("telling the predecessor that we serve")?;
     }
