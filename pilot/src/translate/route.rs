@@ -412,11 +412,13 @@ fn redirect_of(from: &kinds::Redirect) -> Redirect {
         _ => None,
     };
     let text = |s: &Option<String>| s.as_deref().filter(|s| !s.is_empty()).map(Name::from);
+    let standard = if from.scheme.as_deref() == Some("https") { 443 } else { 80 };
     Redirect {
         status: from.redirect_code.and_then(|c| u16::try_from(c).ok()).filter(|c| *c != 0).unwrap_or(301),
         scheme: text(&from.scheme),
         host: text(&from.authority),
-        port: from.port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0),
+        // A scheme's own port is left out of the new place, as in Istio; Envoy would spell it out.
+        port: from.port.and_then(|p| u16::try_from(p).ok()).filter(|p| ![0, standard].contains(p)),
         path,
         strip_query: false,
     }
