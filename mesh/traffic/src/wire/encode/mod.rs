@@ -1,6 +1,6 @@
 //! The traffic model → xDS.
 //!
-//! In: the model. Out: Envoy's messages, and [`bytes`] of them. Kept true: an unmodified Envoy takes what is made here, `wire` reads it back as
+//! In: the model. Out: Envoy's messages, and [`bytes()`] of them. Kept true: an unmodified Envoy takes what is made here, `wire` reads it back as
 //! it was, and equal models give equal bytes. Not here: which resources a proxy gets (pilot).
 
 mod canonical;
