@@ -18,6 +18,13 @@ use crate::{
     scenarios::{Shop, Source},
 };
 
+/// A line for people on standard error; whether anybody still reads it is no reason to stop.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _shown = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 /// How the mesh is run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct UpArgs {
@@ -41,14 +48,14 @@ pub struct UpArgs {
 /// When the mesh cannot be started: names what is missing, or who has the network.
 pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    eprintln!("building the binaries (nothing to do when they are there)");
+    say!("building the binaries (nothing to do when they are there)");
     peers::build()?;
     let options = Options {
         dir: args.dir,
         net: Some(args.net),
         bin: peers::bin_dir(),
         sampling: args.sampling,
-        progress: Arc::new(|text| eprintln!("  {text}")),
+        progress: Arc::new(|text| say!("  {text}")),
     };
     let starting = async {
         let node = Node::start(options).await?;
@@ -72,18 +79,18 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             cause = signals.recv() => {
-                eprintln!("\n{cause}: stopping everything");
+                say!("\n{cause}: stopping everything");
                 node.stop().await;
                 return Ok(());
             }
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 let line = node.status_line();
                 if interactive {
-                    eprint!("\r\x1b[K{line}");
+                    let mut terminal = std::io::stderr();
                     // A status line that cannot be shown is no reason to stop.
-                    let _flushed = std::io::stderr().flush();
+                    let _shown = write!(terminal, "\r\x1b[K{line}").and_then(|()| terminal.flush());
                 } else if line != shown {
-                    eprintln!("{line}");
+                    say!("{line}");
                 }
                 shown = line;
             }
@@ -100,14 +107,14 @@ async fn files(node: &Node, files: &[PathBuf]) -> anyhow::Result<()> {
 
 fn welcome(node: &Node) {
     let (layout, addresses) = (node.layout(), node.addresses());
-    eprintln!("\nThe mesh is up.");
+    say!("\nThe mesh is up.");
     for (service, port, address) in node.ports_outside() {
-        eprintln!("  http://{address:<18} {service}, port {port}");
+        say!("  http://{address:<18} {service}, port {port}");
     }
-    eprintln!("  http://{:<18} mixer: traces and dashboard", addresses.zipkin.to_string());
-    eprintln!("  http://{}/metrics  mixer: Prometheus", addresses.prometheus);
-    eprintln!("\nPut YAML into {} and take it out again, e.g.", layout.mesh().display());
+    say!("  http://{:<18} mixer: traces and dashboard", addresses.zipkin.to_string());
+    say!("  http://{}/metrics  mixer: Prometheus", addresses.prometheus);
+    say!("\nPut YAML into {} and take it out again, e.g.", layout.mesh().display());
     let samples = peers::root().join("deploy/espresso-shop");
-    eprintln!("  cp {}/{{destination-rules,all-v1}}.yaml {}/", samples.display(), layout.mesh().display());
-    eprintln!("Logs of every process: {}\nCtrl-C ends it all.\n", layout.logs().display());
+    say!("  cp {}/{{destination-rules,all-v1}}.yaml {}/", samples.display(), layout.mesh().display());
+    say!("Logs of every process: {}\nCtrl-C ends it all.\n", layout.logs().display());
 }

@@ -158,12 +158,14 @@ fn up() -> anyhow::Result<Up> {
     let net = Network::take(None)?.number();
     let dir = tempfile::Builder::new().prefix("crema-up-").tempdir()?;
     let mut child = command(dir.path(), net).spawn()?;
-    let lines = BufReader::new(child.stderr.take().context("piped")?).lines();
+    let mut lines = BufReader::new(child.stderr.take().context("piped")?).lines();
     let up = Up { child, net, dir };
     let mut said = Vec::new();
-    for line in lines {
+    while let Some(line) = lines.next() {
         let line = line?;
         if line.contains("The mesh is up") {
+            // Somebody has to read on, or the pipe fills.
+            std::thread::spawn(move || lines.for_each(drop));
             return Ok(up);
         }
         said.push(line);

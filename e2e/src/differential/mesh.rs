@@ -108,6 +108,9 @@ impl Pair {
                         "--disable-hot-restart",
                         "--log-level",
                         "warning",
+                        // Its default is to write the access log every ten seconds.
+                        "--file-flush-interval-msec",
+                        "20",
                         "-c",
                     ]);
                     command
@@ -128,7 +131,8 @@ impl Pair {
 }
 
 fn spawn(command: &mut Command, log: &Path) -> anyhow::Result<Child> {
-    let file = std::fs::File::create(log)?;
+    // Appending: the proxies open /dev/stdout once more for the access log, and would overwrite each other's lines.
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     let child = command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)

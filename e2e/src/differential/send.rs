@@ -32,7 +32,7 @@ pub const SERVICE_PORT: u16 = 8080;
 /// Sends `probe` as often as it says, and looks the answers up in the proxy's access log.
 ///
 /// # Errors
-/// When the proxy cannot be reached, or its log never shows a request.
+/// When the proxy cannot be reached.
 pub async fn probe(side: &Side, case: &Case, probe: &Probe) -> anyhow::Result<Vec<Seen>> {
     let mut seen: Vec<(String, Seen)> = stream::iter(0..probe.times)
         .map(|_| one(side, case, probe))
@@ -89,7 +89,7 @@ fn request_id() -> String {
 
 /// Reads the response flags of `seen` from the proxy's access log, waiting for the log to be written.
 async fn flags(side: &Side, seen: &mut [(String, Seen)]) -> anyhow::Result<()> {
-    for _ in 0..200 {
+    for _ in 0..60 {
         let log = tokio::fs::read_to_string(&side.log).await.unwrap_or_default();
         let mut missing = false;
         for (id, seen) in seen.iter_mut().filter(|(_, s)| s.flags.is_empty()) {
@@ -103,13 +103,11 @@ async fn flags(side: &Side, seen: &mut [(String, Seen)]) -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let lost = seen.iter().filter(|(_, s)| s.flags.is_empty()).count();
-    anyhow::bail!(
-        "{} request(s) never appeared in the access log of {} ({})",
-        lost,
-        side.name,
-        side.log.display()
-    )
+    // A request that one proxy does not log is a difference of its own, not the end of the run.
+    for (_, seen) in seen.iter_mut().filter(|(_, s)| s.flags.is_empty()) {
+        seen.flags = "not logged".to_owned();
+    }
+    Ok(())
 }
 
 /// The response flags of a line in Istio's default text format: the second word after the quoted request line.
