@@ -104,6 +104,8 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
             report(end);
         });
     }
+    // Whoever holds a watch counts as busy: from here on only what was spawned does.
+    drop(service);
     drop(watch);
     signals.drain_on_signal(trigger, args.common.grace()).await;
     Ok(())
