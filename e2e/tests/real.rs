@@ -115,18 +115,22 @@ async fn prometheus(shop: &Shop, program: PathBuf) -> anyhow::Result<()> {
     let value = || async {
         server.query(sum).await.ok().and_then(|s| s.first().map(|(_, v)| *v)).unwrap_or_default()
     };
-    // What earlier calls left behind has to stand before it is compared with.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // What earlier calls left behind has to be there, and stand, before it is compared with.
+    let stands = || async {
+        let first = value().await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        first > 0.0 && (value().await - first).abs() < 0.5
+    };
+    until(Duration::from_secs(60), stands, || "Prometheus never saw the calls of the first steps".to_owned())
+        .await?;
     let before = value().await;
     let call = shop.catalog("/api/version")?;
     for _ in 0..40 {
         ensure!(call.send().await?.status == 200, "the catalog fails");
     }
     let arrived = || async { (value().await - before - 40.0).abs() < 0.5 };
-    until(Duration::from_secs(20), arrived, || {
-        "Prometheus never counted exactly 40 more requests".to_owned()
-    })
-    .await?;
+    let counted = until(Duration::from_secs(20), arrived, String::new).await.is_ok();
+    ensure!(counted, "Prometheus counted {} requests before and {} after 40 more", before, value().await);
     let by = "sum by (source_workload, destination_service_name, connection_security_policy) (istio_requests_total{reporter=\"destination\",destination_app=\"espresso-shop-product-catalog\"})";
     let series = server.query(by).await?;
     let labels = series.iter().find(|(l, _)| l["source_workload"] == "espresso-shop-web").map(|(l, _)| l);
@@ -143,7 +147,7 @@ async fn zipkin(shop: &Shop, jar: PathBuf) -> anyhow::Result<()> {
         "apiVersion: config.istio.io/v1alpha2\nkind: handler\nmetadata: {{name: real-zipkin, namespace: istio-system}}\nspec:\n  \
          compiledAdapter: zipkin\n  params: {{url: \"http://{}/api/v2/spans\"}}\n---\napiVersion: config.istio.io/v1alpha2\nkind: \
          rule\nmetadata: {{name: real-zipkin, namespace: istio-system}}\nspec:\n  match: (request.headers[\"x-b3-sampled\"] | \
-         \"0\") == \"1\"\n  actions: [{{handler: real-zipkin, instances: [span.instance.istio-system]}}]\n",
+         \"no\") == \"1\"\n  actions: [{{handler: real-zipkin, instances: [span.instance.istio-system]}}]\n",
         server.address,
     );
     let file = shop.node.layout().mesh().join("real-zipkin.yaml");

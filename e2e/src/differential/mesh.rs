@@ -79,7 +79,11 @@ impl Pair {
         )?;
         let xds: SocketAddr = format!("{}:15010", ip(1)).parse()?;
         let mut children = Vec::new();
-        let log = |name: &str| dir.path().join(format!("{name}.log"));
+        // A directory each: the access log's name is the same for both proxies.
+        for name in ["pilot", "envoy", "crema"] {
+            std::fs::create_dir(dir.path().join(name))?;
+        }
+        let log = |name: &str| dir.path().join(name).join("output.log");
         children.push(spawn(
             Command::new(&programs.pilot).args(["serve", "--config"]).arg(&config).args([
                 "--xds-plaintext",
@@ -93,7 +97,7 @@ impl Pair {
         let side = |name: &'static str, host: u8| Side {
             name,
             address: SocketAddr::new(ip(host).parse().expect("an address"), EGRESS_PORT),
-            log: log(name),
+            log: dir.path().join(name).join("access.log"),
         };
         let (envoy, crema) = (side("envoy", 2), side("crema", 3));
         for (side, host) in [(&envoy, 2), (&crema, 3)] {
@@ -121,10 +125,10 @@ impl Pair {
                     command
                 }
             };
-            children.push(spawn(command.arg(&bootstrap), &side.log)?);
+            children.push(spawn(command.arg(&bootstrap), &log(side.name))?);
         }
         for side in [&envoy, &crema] {
-            listening(side.address, &side.log).await?;
+            listening(side.address, &log(side.name)).await?;
         }
         Ok(Self { envoy, crema, config, _upstreams: upstreams, _children: children, _dir: dir })
     }
@@ -134,6 +138,7 @@ fn spawn(command: &mut Command, log: &Path) -> anyhow::Result<Child> {
     // Appending: the proxies open /dev/stdout once more for the access log, and would overwrite each other's lines.
     let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     let child = command
+        .current_dir(log.parent().context("a log lies in a directory")?)
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
@@ -159,7 +164,7 @@ async fn listening(address: SocketAddr, log: &Path) -> anyhow::Result<()> {
 fn base(ip: &impl Fn(u8) -> String, upstreams: &Upstreams) -> String {
     let mut yaml = String::from(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
-         accessLogFile: /dev/stdout\n    enableAutoMtls: false\n",
+         accessLogFile: access.log\n    enableAutoMtls: false\n",
     );
     for pod in upstream::ALL {
         let address = upstreams.address(pod).ip();

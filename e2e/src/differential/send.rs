@@ -87,13 +87,18 @@ fn request_id() -> String {
     )
 }
 
+/// The part of a request id that no proxy changes: Envoy writes into the version digit whether it traced the request.
+fn kept(id: &str) -> &str {
+    id.get(15..).unwrap_or(id)
+}
+
 /// Reads the response flags of `seen` from the proxy's access log, waiting for the log to be written.
 async fn flags(side: &Side, seen: &mut [(String, Seen)]) -> anyhow::Result<()> {
     for _ in 0..60 {
         let log = tokio::fs::read_to_string(&side.log).await.unwrap_or_default();
         let mut missing = false;
         for (id, seen) in seen.iter_mut().filter(|(_, s)| s.flags.is_empty()) {
-            match log.lines().rev().find(|line| line.contains(id.as_str())).and_then(flags_of) {
+            match log.lines().rev().find(|line| line.contains(kept(id))).and_then(flags_of) {
                 Some(flags) => seen.flags = flags,
                 None => missing = true,
             }
