@@ -96,6 +96,20 @@ impl Failure {
         }
     }
 
+    /// [`Self::reply`] when this was not the first try: Envoy's text says so.
+    #[must_use]
+    pub fn reply_after_retries(&self) -> Reply {
+        const FIRST: &str = "before headers. reset reason:";
+        const AGAIN: &str = "before headers. retried and the latest reset reason:";
+        let mut reply = self.reply();
+        if let Ok(text) = std::str::from_utf8(&reply.body)
+            && text.contains(FIRST)
+        {
+            reply.body = Cow::Owned(text.replacen(FIRST, AGAIN, 1).into_bytes());
+        }
+        reply
+    }
+
     /// The answer to the client.
     #[must_use]
     pub fn reply(&self) -> Reply {
