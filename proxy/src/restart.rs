@@ -14,7 +14,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -149,15 +149,15 @@ impl Takeover {
 ///
 /// # Errors
 /// When the path cannot be bound.
-pub fn serve(path: PathBuf, sockets: Arc<Sockets>) -> io::Result<()> {
+pub fn serve(path: &Path, sockets: Arc<Sockets>) -> io::Result<()> {
     // What lies there is ours from before: nobody answers at it, or we would have taken over.
-    match fs::remove_file(&path) {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
-    bind(&listener, &SocketAddrUnix::new(&path)?)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    bind(&listener, &SocketAddrUnix::new(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listen(&listener, 4)?;
     std::thread::Builder::new().name("restart".to_owned()).spawn(move || {
         loop {
@@ -169,6 +169,7 @@ pub fn serve(path: PathBuf, sockets: Arc<Sockets>) -> io::Result<()> {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a successor did not take over: serving on");
+                    #[allow(clippy::disallowed_methods, reason = "a thread of its own, with no runtime to wait on")]
                     std::thread::sleep(std::time::Duration::from_millis(100));
                 }
             }

@@ -263,7 +263,7 @@ async fn run(
         takeover.ready().context("telling the predecessor that we serve")?;
     }
     if let Some(path) = restart_socket {
-        restart::serve(path, Arc::clone(&shared.sockets)).context("--restart-socket")?;
+        restart::serve(&path, Arc::clone(&shared.sockets)).context("--restart-socket")?;
     }
     if let Some(address) = pages.stats {
         let listener = bind(address, replaces).await?;

@@ -123,7 +123,7 @@ pub fn parse(text: &str) -> anyhow::Result<Bootstrap> {
         match path_of(source).with_context(|| format!("dynamic_resources.{field}"))? {
             Some(path) => files.push((kind, path)),
             None => {
-                ensure!(ads.is_some(), "dynamic_resources.{field}: ads needs dynamic_resources.ads_config")
+                ensure!(ads.is_some(), "dynamic_resources.{field}: ads needs dynamic_resources.ads_config");
             }
         }
     }
