@@ -3,6 +3,8 @@
 //! In: two processes of the binary with one bootstrap, clients with new and with kept connections. Out: no failure.
 //! Kept true: no fixed port, no wall-clock assertion. Not here: the hand-over alone (`restart`).
 
+#![allow(clippy::disallowed_methods, reason = "real processes have no clock that could be paused")]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},

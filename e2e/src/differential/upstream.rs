@@ -28,7 +28,7 @@ pub struct Pod {
     pub name: &'static str,
     /// Its label `version`, which subsets select.
     pub version: &'static str,
-    /// Last byte of its address in [`Upstreams::NET`].
+    /// Last byte of its address in the 127.x network that [`Upstreams`] serves on.
     pub host: u8,
     /// False for a pod whose port nobody listens on.
     pub alive: bool,
