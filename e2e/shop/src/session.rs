@@ -1,6 +1,6 @@
 //! Who is logged in: a cookie with a random id, and what the id stands for.
 //!
-//! In: an email at login, a `Cookie` header later. Out: a [`User`]. Kept true: at most [`MOST`] sessions; ids cannot be guessed.
+//! In: an email at login, a `Cookie` header later. Out: a [`User`]. Kept true: a bounded number of sessions; ids cannot be guessed.
 //! Not here: passwords. This is a demonstration shop; it takes any.
 
 use std::{

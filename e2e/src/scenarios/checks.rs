@@ -164,7 +164,7 @@ pub(super) async fn fault(shop: &Shop) -> anyhow::Result<Seen> {
 /// The first line of a body, short enough for a table.
 fn start(body: &str) -> String {
     let line = body.lines().next().unwrap_or_default();
-    if line.chars().count() > 90 { line.chars().take(90).chain(['…']).collect() } else { line.to_owned() }
+    if line.chars().count() > 70 { line.chars().take(70).chain(['…']).collect() } else { line.to_owned() }
 }
 
 pub(super) async fn timeout(shop: &Shop) -> anyhow::Result<Seen> {
