@@ -122,7 +122,7 @@ pub fn load_in_mesh(node: &Node, rate: u32, seconds: u64, id: &str) -> anyhow::R
 /// # Errors
 /// When the mesh cannot be driven; failed requests are in the row.
 pub async fn kill_control_plane(node: &Node, rate: u32, seconds: u64) -> anyhow::Result<Row> {
-    let before = catalog_requests(node).await.unwrap_or(0.0);
+    let before = settled_requests(node).await?;
     let running = tokio::spawn(load::run(load_in_mesh(node, rate, seconds, "kill")?));
     let mut times = 0;
     for _ in 0..seconds {
@@ -145,6 +145,18 @@ pub async fn kill_control_plane(node: &Node, rate: u32, seconds: u64) -> anyhow:
         report,
         also: vec![(counters, settled)],
     })
+}
+
+/// The counter once what was sent before has been told: unchanged for three seconds.
+async fn settled_requests(node: &Node) -> anyhow::Result<f64> {
+    let (mut last, mut quiet) = (catalog_requests(node).await?, 0);
+    while quiet < 3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = catalog_requests(node).await?;
+        quiet = if (now - last).abs() < 0.5 { quiet + 1 } else { 0 };
+        last = now;
+    }
+    Ok(last)
 }
 
 /// `istio_requests_total` of the catalog as its callers report it.
