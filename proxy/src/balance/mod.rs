@@ -14,7 +14,9 @@ use ahash::AHashMap;
 use mesh_traffic::{
     Cluster, Endpoint, Endpoints,
     balance::{Draw, HostSet, Load},
+    cluster::Service,
     endpoint::Address,
+    names::Name,
 };
 use tokio::time::Instant;
 
@@ -97,6 +99,10 @@ impl Host {
 pub struct ClusterState {
     /// What all workers share.
     pub common: Arc<Common>,
+    /// Its name, in memory that only this worker counts references to.
+    pub name: Name,
+    /// The service behind it, likewise.
+    pub service: Option<Service>,
     /// The endpoints it was made from.
     pub endpoints: Option<Arc<Endpoints>>,
     set: HostSet,
@@ -133,7 +139,14 @@ impl ClusterState {
         }
         let turn = Cell::new(earlier.map_or(0, |earlier| earlier.turn.get()));
         let originals = RefCell::new(earlier.map(|e| e.originals.borrow().clone()).unwrap_or_default());
-        Self { common, endpoints, set, hosts, originals, turn }
+        let own = |name: &Name| Name::from(&**name);
+        let service = common.cluster.service.as_ref().map(|service| Service {
+            host: own(&service.host),
+            name: own(&service.name),
+            namespace: own(&service.namespace),
+        });
+        let name = own(&common.cluster.name);
+        Self { common, name, service, endpoints, set, hosts, originals, turn }
     }
 
     fn host(common: &Common, endpoint: Arc<Endpoint>) -> Rc<Host> {

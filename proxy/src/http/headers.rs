@@ -33,7 +33,10 @@ const FROM_APPS: &[Known] = &[
 /// Cleans and completes a request's head. `random` gives the request id.
 pub fn arrive(head: &mut Head, conn: &Downstream, manager: &HttpManager, mut random: impl FnMut() -> u64) {
     let edge = manager.use_remote_address;
-    let inbound = manager.direction == Direction::Inbound;
+    // Mixer joins by verified identity and address; what anyone says about its workload in a header counts for nothing.
+    if conn.peer.is_none() || manager.direction == Direction::Outbound {
+        head.remove(Known::XIstioAttributes);
+    }
     if edge {
         // The edge of the mesh: nothing of this kind is believed.
         head.retain(|name, _| {
@@ -47,11 +50,9 @@ pub fn arrive(head: &mut Head, conn: &Downstream, manager: &HttpManager, mut ran
             head.remove(*name);
         }
         head.remove("x-envoy-original-path");
+        head.remove("x-envoy-original-host");
         head.remove("x-envoy-peer-metadata");
         head.remove("x-envoy-peer-metadata-id");
-        if inbound {
-            head.remove(Known::XIstioAttributes);
-        }
     }
     client_cert(head, conn, manager);
     let peer = conn.remote.ip();

@@ -59,12 +59,16 @@ pub async fn route(
     };
     let worker = &exchange.conn.worker;
     let (name, arm) = plan::target(forward, worker.random());
-    exchange.story.borrow_mut().cluster = Some(name.clone());
     let Some(state) = worker.cluster(view, name) else {
+        exchange.story.borrow_mut().cluster = Some(name.clone());
         let status = if forward.cluster_not_found == 0 { 503 } else { forward.cluster_not_found };
         return local(exchange, Reply::no_cluster(status));
     };
-    exchange.story.borrow_mut().service = state.cluster().service.clone();
+    {
+        let mut story = exchange.story.borrow_mut();
+        story.cluster = Some(state.name.clone());
+        story.service.clone_from(&state.service);
+    }
     let timeout = overrides(exchange, &mut request.head).or_else(|| plan::timeout(forward, &request.head));
     let policy = policy(exchange, forward, &mut request.head);
     let hash = hash_of(exchange, forward, &request.head);
@@ -79,6 +83,8 @@ pub async fn route(
         Some(&configuration.headers),
     ];
     if let Some(host) = arm.and_then(|arm| arm.host_rewrite.as_ref()).or(forward.host_rewrite.as_ref()) {
+        let original = head.authority().to_owned();
+        head.set("x-envoy-original-host", original);
         head.set_authority(host);
     }
     for level in levels.into_iter().flatten() {
@@ -131,7 +137,8 @@ pub async fn route(
             }
             drop(story);
             tracing::debug!(cluster = %state.cluster().name, kind = ?failure.kind, why = %failure.why, "no answer");
-            return local(exchange, failure.reply());
+            let retried = exchange.story.borrow().attempts > 1;
+            return local(exchange, if retried { failure.reply_after_retries() } else { failure.reply() });
         }
     };
     let millis = started.elapsed().as_millis();

@@ -224,31 +224,49 @@ async fn serve(
             }
         }
     };
-    match &chain.terminal {
-        Terminal::Tcp(proxy) => tcp::serve(&conn, view, proxy, io).await,
-        Terminal::Http(manager) => {
-            let protocol = match manager.codec {
-                Codec::Auto => protocol,
-                Codec::Http1 => Protocol::Http1,
-                Codec::Http2 => Protocol::Http2,
-            };
-            let scheme = if conn.tls { Scheme::Https } else { Scheme::Http };
-            let limits = Rc::new(limits(manager));
-            let handler = Http {
-                conn: Rc::clone(&conn),
-                listener: listener.name.clone(),
-                chain: chain.clone(),
-                held: RefCell::new(Held::new(view, listener, manager)),
-                outlived: Notify::new(),
-            };
-            let ending = async {
-                tokio::select! {
-                    () = ending => {}
-                    () = handler.outlived.notified() => {}
-                }
-            };
-            let end = Serve { protocol, scheme, limits }.run(io, ending, &handler).await;
-            tracing::trace!(remote = %conn.remote, ?end, "connection ended");
+    let serving = async {
+        match &chain.terminal {
+            Terminal::Tcp(proxy) => tcp::serve(&conn, view, proxy, io).await,
+            Terminal::Http(manager) => {
+                let protocol = match manager.codec {
+                    Codec::Auto => protocol,
+                    Codec::Http1 => Protocol::Http1,
+                    Codec::Http2 => Protocol::Http2,
+                };
+                let scheme = if conn.tls { Scheme::Https } else { Scheme::Http };
+                let limits = Rc::new(limits(manager));
+                let handler = Http {
+                    conn: Rc::clone(&conn),
+                    listener: listener.name.clone(),
+                    chain: chain.clone(),
+                    held: RefCell::new(Held::new(view, listener, manager)),
+                    outlived: Notify::new(),
+                };
+                let ending = async {
+                    tokio::select! {
+                        () = ending => {}
+                        () = handler.outlived.notified() => {}
+                    }
+                };
+                let end = Serve { protocol, scheme, limits }.run(io, ending, &handler).await;
+                tracing::trace!(remote = %conn.remote, ?end, "connection ended");
+            }
+        }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = until_distrusted(&conn) => {}
+    }
+}
+
+/// Resolves once the client's certificate would be refused now, for want of its root (CVE-2022-21654).
+async fn until_distrusted(conn: &Downstream) {
+    let Some(peer) = &conn.peer else { return std::future::pending().await };
+    loop {
+        conn.worker.trust_changed.notified().await;
+        if let Err(why) = conn.worker.shared.identity.recheck(peer) {
+            tracing::info!(remote = %conn.remote, %why, "connection cut: its certificate is no longer trusted");
+            return;
         }
     }
 }

@@ -29,10 +29,16 @@ const QUEUE: usize = 8192;
 pub struct Files {
     open: Mutex<HashMap<Name, SyncSender<Vec<u8>>>>,
     /// Lines that did not fit.
-    pub lost: AtomicU64,
+    lost: Arc<AtomicU64>,
 }
 
 impl Files {
+    /// Counts lost lines in `lost`.
+    #[must_use]
+    pub fn counting(lost: Arc<AtomicU64>) -> Self {
+        Self { open: Mutex::default(), lost }
+    }
+
     fn queue(&self, path: &Name) -> SyncSender<Vec<u8>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = open.get(path) {

@@ -64,7 +64,7 @@ pub struct Stats {
     clusters: Mutex<BTreeMap<Name, Arc<ClusterStats>>>,
     listeners: Mutex<BTreeMap<Name, Arc<ListenerStats>>>,
     /// Log lines that did not fit in the writer's queue.
-    pub log_lines_lost: AtomicU64,
+    pub log_lines_lost: Arc<AtomicU64>,
 }
 
 impl Stats {

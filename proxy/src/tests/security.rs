@@ -258,3 +258,45 @@ fn connect_works_only_through_an_explicit_proxy_and_never_to_loopback_services()
         }
     });
 }
+
+#[test]
+fn a_live_connection_is_cut_when_its_root_is_gone_and_kept_when_it_is_not() {
+    block_on(async {
+        let (ca, next) = (TestCa::new("root"), TestCa::new("next root"));
+        let (app, _) = echo("app").await;
+        let store = ca.store(REVIEWS);
+        let mesh =
+            Mesh::with(inbound(&manager(vec![]), app, false), store.clone(), Settings::default()).await;
+        let settings = ClientTls {
+            expected: Expected::AnyInMesh,
+            alpn: vec![b"istio-http/1.1".to_vec()],
+            min: MinTls::V13,
+        };
+        let stream = TcpStream::connect(mesh.address()).await.expect("listening");
+        stream.set_nodelay(true).expect("an option");
+        let mut stream =
+            ca.store(WEB).connect(&settings, Some("reviews"), stream).await.expect("trusted").stream;
+        let mut ask = async || {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: reviews\r\n\r\n").await;
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"app") {
+                match stream.read_u8().await {
+                    Ok(byte) => answer.push(byte),
+                    Err(_) => return false,
+                }
+            }
+            true
+        };
+        assert!(ask().await);
+        let both = [ca.bundle().roots(), next.bundle().roots()].concat();
+        let both = mesh_identity::TrustBundle::new("both roots", both).expect("two roots");
+        for (bundle, want) in [(both, true), (next.bundle(), false)] {
+            store.publish(next.issue(REVIEWS), bundle);
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(ask().await, want);
+        }
+    });
+}

@@ -7,14 +7,14 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
 use ahash::AHashMap;
 use mesh_traffic::{Snapshot, cluster::Discovery, names::Name};
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 mod shared;
 mod threads;
@@ -48,6 +48,8 @@ pub struct Worker {
     random: RefCell<SmallRng>,
     connections: Cell<u64>,
     own: RefCell<Option<Name>>,
+    /// Told when certificates or roots have changed: live connections look at their peers anew.
+    pub trust_changed: Notify,
     /// The proxy drains: answers ask their clients to go elsewhere.
     pub draining: Cell<bool>,
     /// Exchanges and connections under way.
@@ -77,6 +79,7 @@ impl Worker {
             random: RefCell::new(SmallRng::from_os_rng()),
             connections: Cell::new(0),
             own: RefCell::new(None),
+            trust_changed: Notify::new(),
             draining: Cell::new(false),
             busy: Cell::new(0),
             shared,
@@ -221,6 +224,7 @@ impl Worker {
                     certificates.borrow_and_update();
                     *self.own.borrow_mut() = None;
                     self.each_host(|_, host| host.pool.retire_mutual());
+                    self.trust_changed.notify_waiters();
                 }
                 _ = sweep.tick() => {
                     self.each_host(|state, host| host.pool.sweep(state.cluster().idle_timeout));
@@ -243,7 +247,6 @@ impl Worker {
     #[must_use]
     pub fn begin(self: &Rc<Self>) -> Busy {
         self.busy.set(self.busy.get() + 1);
-        self.shared.busy.fetch_add(1, Ordering::AcqRel);
         Busy(Rc::clone(self))
     }
 }
@@ -254,8 +257,5 @@ pub struct Busy(Rc<Worker>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.set(self.0.busy.get().saturating_sub(1));
-        if self.0.shared.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.shared.idle.notify_waiters();
-        }
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use mesh_identity::CertStore;
 use mesh_runtime::drain::Watch;
 use mesh_traffic::{Cluster, Snapshot, names::Name};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     balance::{Common, dns::Dns},
@@ -84,14 +84,10 @@ pub struct Shared {
     pub reports: Option<mpsc::Sender<Report>>,
     /// Tells that the proxy drains.
     pub drain: Watch,
-    /// Exchanges and connections under way.
-    pub busy: AtomicU64,
     /// Listeners at work, counted once per worker.
     pub listening: AtomicUsize,
     /// Downstream connections open now.
     pub connections: AtomicU64,
-    /// Told when nothing is under way any more.
-    pub idle: Notify,
     /// Listening sockets that come from a predecessor and go to a successor.
     pub sockets: Arc<Sockets>,
     /// Addresses that listeners are bound to, told by worker 0; for tests and the admin server.
@@ -108,19 +104,18 @@ impl Shared {
         reports: Option<mpsc::Sender<Report>>,
         drain: Watch,
     ) -> Arc<Self> {
+        let stats = Arc::<Stats>::default();
         Arc::new(Self {
             identity,
             local_ip: settings.local_ip,
             settings,
             dns: Arc::default(),
-            stats: Arc::default(),
-            logs: Arc::default(),
+            logs: Arc::new(Files::counting(Arc::clone(&stats.log_lines_lost))),
+            stats,
             reports,
             drain,
-            busy: AtomicU64::new(0),
             listening: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
-            idle: Notify::new(),
             sockets: Arc::default(),
             bound: Mutex::default(),
             commons: Mutex::default(),
