@@ -169,7 +169,10 @@ pub fn serve(path: &Path, sockets: Arc<Sockets>) -> io::Result<()> {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a successor did not take over: serving on");
-                    #[allow(clippy::disallowed_methods, reason = "a thread of its own, with no runtime to wait on")]
+                    #[allow(
+                        clippy::disallowed_methods,
+                        reason = "a thread of its own, with no runtime to wait on"
+                    )]
                     std::thread::sleep(std::time::Duration::from_millis(100));
                 }
             }
