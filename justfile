@@ -31,4 +31,4 @@ golden:
 
 # Binaries as they ship.
 dist:
-    cargo build --locked --profile dist --workspace
+    cargo build --locked --profile dist -p proxy -p pilot -p citadel -p mixer -p injector
