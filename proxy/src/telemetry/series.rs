@@ -1,6 +1,6 @@
 //! The identifying facts of what happened, and the cumulative numbers kept for each combination of them.
 //!
-//! In: ended requests and connections. Out: [`Series`]. Kept true: finding a known combination does not allocate; numbers only rise.
+//! In: ended requests and connections. Out: [`Table`]. Kept true: finding a known combination does not allocate; numbers only rise.
 //! Not here: single events (`local`), the stream (`uplink`).
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
