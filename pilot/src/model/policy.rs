@@ -1,17 +1,23 @@
 //! Which workloads must ask mixer before they let a request in.
 //!
-//! In: rules of `config.istio.io`. Out: yes or no per namespace. Kept true: a rule counts only where it can apply (its
-//! own namespace, or everywhere from the root namespace) and only if one of its instances is of a checking template.
-//! Not here: what the rules decide (`mixer`).
+//! In: rules of `config.istio.io`. Out: yes or no per workload. Kept true: a rule counts only where it can apply (its
+//! own namespace, or everywhere from the root namespace; labels that its match demands) and only if one of its
+//! instances is of a checking template; in doubt mixer is asked. Not here: what the rules decide (`mixer`).
 
 use super::Model;
+use regex::Regex;
 use serde_json::Value;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 /// Templates whose instances are asked before a request, rather than told after it.
 const CHECKING: [&str; 5] = ["checknothing", "listentry", "quota", "authorization", "apikey"];
 
-/// The rule that makes workloads in `namespace` ask, if any: the first by name.
-pub fn checked(model: &Model, namespace: &str) -> Option<std::sync::Arc<str>> {
+/// The rule that makes a workload of `namespace` with `labels` ask, if any: the first by name.
+pub fn checked(
+    model: &Model,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Option<std::sync::Arc<str>> {
     if model.mesh().disable_policy_checks == Some(true) {
         return None;
     }
@@ -21,7 +27,9 @@ pub fn checked(model: &Model, namespace: &str) -> Option<std::sync::Arc<str>> {
         places.push(namespace);
     }
     let mut rules = places.into_iter().flat_map(|ns| model.snapshot.mixer.in_namespace(ns));
-    let rule = rules.find(|r| r.spec.kind == "rule" && asks(model, r.namespace(), &r.spec.spec))?;
+    let rule = rules.find(|r| {
+        r.spec.kind == "rule" && asks(model, r.namespace(), &r.spec.spec) && can_match(&r.spec.spec, labels)
+    })?;
     Some(super::label_of(rule))
 }
 
@@ -46,4 +54,43 @@ fn checking(model: &Model, namespace: &str, reference: &str) -> bool {
     let instance = model.snapshot.mixer.get(home, &format!("{name}.instance"));
     let template = instance.and_then(|i| i.spec.spec.get("compiledTemplate")).and_then(Value::as_str);
     template.is_some_and(|t| CHECKING.contains(&t.to_ascii_lowercase().as_str()))
+}
+
+/// False when the rule's match demands a label of the destination that the workload does not have.
+fn can_match(rule: &Value, labels: &BTreeMap<String, String>) -> bool {
+    static DEMAND: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r#"^\s*destination\.labels\["([^"\\]+)"\]\s*==\s*"([^"\\]*)"\s*$"#)
+            .expect("a constant pattern")
+    });
+    let expression = rule.get("match").and_then(Value::as_str).unwrap_or_default();
+    let demands = conjuncts(expression).into_iter().filter_map(|part| DEMAND.captures(part));
+    demands.map(|d| labels.get(&d[1]).is_some_and(|value| *value == d[2])).all(|held| held)
+}
+
+/// The parts of an expression that must all hold: split at `&&` outside brackets and literals. Nothing can be said of
+/// an expression with `||` outside brackets: no parts.
+fn conjuncts(expression: &str) -> Vec<&str> {
+    let (mut parts, mut from, mut depth) = (Vec::new(), 0, 0_usize);
+    let mut literal = None;
+    let mut chars = expression.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        let twice = chars.peek().is_some_and(|(_, next)| *next == c);
+        match (literal, c) {
+            (Some('"'), '\\') => drop(chars.next()),
+            (Some(quote), _) if c == quote => literal = None,
+            (Some(_), _) => {}
+            (None, '"' | '`') => literal = Some(c),
+            (None, '(' | '[') => depth += 1,
+            (None, ')' | ']') => depth = depth.saturating_sub(1),
+            (None, '|') if depth == 0 && twice => return Vec::new(),
+            (None, '&') if depth == 0 && twice => {
+                parts.push(&expression[from..at]);
+                chars.next();
+                from = at + 2;
+            }
+            (None, _) => {}
+        }
+    }
+    parts.push(&expression[from..]);
+    parts
 }

@@ -374,7 +374,41 @@ fn mixer_is_asked_only_where_a_checking_rule_can_apply() {
         ("report only", rule("default", "x.metric"), false),
         ("the newer form", rule("default", "i") + instance, true),
     ] {
-        assert_eq!(policy::checked(&model(&yaml), "default").is_some(), want, "{what}");
+        let labels = BTreeMap::default();
+        assert_eq!(policy::checked(&model(&yaml), "default", &labels).is_some(), want, "{what}");
+    }
+}
+
+#[test]
+fn a_rule_that_demands_labels_of_the_destination_is_asked_about_by_those_workloads_only() {
+    let labels = [("app", "reviews"), ("version", "v2")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    for (expression, want) in [
+        (r#""#, true),
+        (r#"destination.labels["app"] == "reviews""#, true),
+        (r#"destination.labels["app"] == "web""#, false),
+        (r#"destination.labels["team"] == "a""#, false),
+        (
+            r#"destination.labels["app"] == "reviews" && source.labels["app"]=="web" && destination.labels["version"] == "v2""#,
+            true,
+        ),
+        (
+            r#"destination.labels["app"] == "reviews" && source.labels["app"]=="web" && destination.labels["version"]=="v1""#,
+            false,
+        ),
+        (r#"destination.labels["app"] == "web" || source.labels["app"] == "web""#, true),
+        (r#"(destination.labels["app"] == "web" || true) && destination.labels["version"] == "v1""#, false),
+        (r#"destination.labels["app"] == "web" | "x""#, true),
+        (r#"destination.labels["app"] != "web""#, true),
+        (r#"match(request.path, "a && b") && destination.labels["app"] == "reviews""#, true),
+        (r#"request.path == `a" && ` && destination.labels["app"] == "web""#, false),
+        (r#"request.path == "a\" && destination.labels[\"app\"] == \"web""#, true),
+    ] {
+        let yaml = serde_json::json!({
+            "apiVersion": "config.istio.io/v1alpha2", "kind": "rule", "metadata": {"name": "r"},
+            "spec": {"match": expression, "actions": [{"handler": "h.denier", "instances": ["x.checknothing"]}]}
+        });
+        let model = model(&yaml.to_string());
+        assert_eq!(policy::checked(&model, "default", &labels).is_some(), want, "{expression}");
     }
 }
 

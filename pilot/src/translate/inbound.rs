@@ -325,7 +325,8 @@ impl Translator {
             port => ClusterName::inbound(port).to_string(),
         };
         let host = one.services.first();
-        let asks = policy::checked(&self.model, &proxy.namespace).and_then(|_| policy_host(&self.model));
+        let asks = policy::checked(&self.model, &proxy.namespace, &proxy.labels)
+            .and_then(|_| policy_host(&self.model));
         let route = Route {
             name: "default".into(),
             matcher: RouteMatch::default(),
