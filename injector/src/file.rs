@@ -61,7 +61,7 @@ fn document(
         InjectError::Yaml { at: at(), why: yaml::read(&padded).err().unwrap_or(why) }
     })?;
     let injected =
-        inject_object(&value, context).map_err(|e| InjectError::In { object: at(), source: Box::new(e) })?;
+        inject_object(&value, context).map_err(|e| InjectError::In { object: at(), why: Box::new(e) })?;
     notices.extend(injected.notices.into_iter().map(|n| format!("{}: {n}", at())));
     let Some(object) = injected.object else { return Ok(None) };
     if part.body.trim_start().starts_with('{') {

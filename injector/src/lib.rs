@@ -51,11 +51,11 @@ pub enum InjectError {
         why: String,
     },
     /// One of these, in an object or a file.
-    #[error("{object}: {source}")]
+    #[error("{object}: {why}")]
     In {
         /// Which one.
         object: String,
-        /// What is wrong with it.
-        source: Box<InjectError>,
+        /// What is wrong with it; not called `source`, since the text above says it already.
+        why: Box<InjectError>,
     },
 }

@@ -102,7 +102,7 @@ fn one(
             notices.push(format!("{at} is not injected: {why}"));
             Ok(())
         }
-        Err(error) => Err(InjectError::In { object: at, source: Box::new(error) }),
+        Err(error) => Err(InjectError::In { object: at, why: Box::new(error) }),
     }
 }
 

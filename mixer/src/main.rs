@@ -26,15 +26,16 @@ enum Verb {
     Eval(EvalArgs),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let cli: Cli = mesh_runtime::cli::parse();
-    match cli.verb {
-        Verb::Serve(args) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(serve::run(*args))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Verb::Eval(args) => Ok(match eval::eval(&args) {
+fn main() -> ExitCode {
+    match mesh_runtime::cli::parse::<Cli>().verb {
+        Verb::Serve(args) => match run(*args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("mixer: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Verb::Eval(args) => match eval::eval(&args) {
             Ok(json) => {
                 println!("{json}");
                 ExitCode::SUCCESS
@@ -43,6 +44,10 @@ fn main() -> anyhow::Result<ExitCode> {
                 eprintln!("{why}");
                 ExitCode::from(2)
             }
-        }),
+        },
     }
+}
+
+fn run(args: ServeArgs) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve::run(args))
 }

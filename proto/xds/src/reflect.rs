@@ -39,13 +39,29 @@ pub fn to_json(type_url: &str, bytes: &[u8]) -> Result<serde_json::Value, String
 /// A message's bytes from proto3 JSON. Both spellings of field names are taken.
 ///
 /// # Errors
-/// The field that is unknown or of the wrong type, as serde words it.
+/// The path of the message that has an unknown field, a field of the wrong type, or an unknown message packed in it.
 pub fn from_json(type_url: &str, json: &serde_json::Value) -> Result<Vec<u8>, String> {
     let name = type_url.rsplit('/').next().unwrap_or_default();
     let descriptor = pool()?.get_message_by_name(name).ok_or_else(|| format!("unknown message {name}"))?;
     let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let message = DynamicMessage::deserialize_with_options(descriptor, json, &options);
-    message.map(|m| prost::Message::encode_to_vec(&m)).map_err(|e| format!("{name}: {e}"))
+    let mut track = serde_path_to_error::Track::new();
+    let reader = serde_path_to_error::Deserializer::new(json, &mut track);
+    match DynamicMessage::deserialize_with_options(descriptor, reader, &options) {
+        Ok(message) => Ok(prost::Message::encode_to_vec(&message)),
+        Err(why) => {
+            let why = worded(&why.to_string());
+            Err(match track.path().to_string().as_str() {
+                "." => format!("{name}: {why}"),
+                path => format!("{path}: {why}"),
+            })
+        }
+    }
+}
+
+/// The library's words, where they would puzzle an operator: a message that is not in the set is an extension that we lack.
+fn worded(why: &str) -> String {
+    let missing = why.strip_prefix("message '").and_then(|rest| rest.strip_suffix("' not found"));
+    missing.map_or_else(|| why.to_owned(), |name| format!("{name} is not supported: take it out"))
 }
 
 /// The path of the first tag that no known field has, e.g. `rules.policies["a"].permissions[0].#99`; `None` when all are known.
@@ -112,7 +128,15 @@ mod tests {
     fn an_unknown_json_field_is_named() {
         let json = serde_json::json!({"abort": {"http_statuss": 503}});
         let error = from_json(FAULT, &json).expect_err("unknown field");
-        assert!(error.contains("http_statuss"), "{error}");
+        assert_eq!(error, "abort: unrecognized field name 'http_statuss'");
+    }
+
+    #[test]
+    fn an_extension_that_is_not_supported_is_named_at_its_path() {
+        const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+        let json = serde_json::json!({"filter_chains": [{"filters": [{"typed_config": {"@type": "x.org/a.Lua", "code": "1"}}]}]});
+        let error = from_json(LISTENER, &json).expect_err("unknown extension");
+        assert_eq!(error, "filter_chains[0].filters[0].typed_config: a.Lua is not supported: take it out");
     }
 
     #[test]
