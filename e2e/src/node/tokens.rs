@@ -16,7 +16,7 @@ const ISSUER: &str = "https://kubernetes.default.svc";
 const AUDIENCE: &str = "istio-ca";
 const KEY_ID: &str = "local-node";
 /// Longer than any run of a local mesh that does not renew its tokens.
-const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Mints tokens with a key of its own.
 pub struct Mint {
@@ -60,7 +60,22 @@ impl Mint {
     /// # Errors
     /// When signing fails.
     pub fn token(&self, namespace: &str, account: &str, pod: &str, uid: &str) -> anyhow::Result<String> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        self.token_issued(SystemTime::now(), namespace, account, pod, uid)
+    }
+
+    /// A token as if it had been made at `issued`: one that is over, or not yet valid.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn token_issued(
+        &self,
+        issued: SystemTime,
+        namespace: &str,
+        account: &str,
+        pod: &str,
+        uid: &str,
+    ) -> anyhow::Result<String> {
+        let now = issued.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let claims = json!({
             "iss": ISSUER,
             "aud": [AUDIENCE],

@@ -76,7 +76,8 @@ impl Store {
     /// Takes the text of a file in place of what the file gave before.
     ///
     /// Objects that are refused, and all objects of the file while some document is unreadable, keep the form
-    /// they had. `modified` decides between files that hold the same object: the later wins.
+    /// they had; so does an object whose kind is misspelt now. `modified` decides between files that hold the
+    /// same object: the later wins.
     pub fn set_file(&mut self, file: &str, modified: SystemTime, text: &str) {
         let parsed = parse_text(file, text);
         self.take(file, modified, parsed);
@@ -107,7 +108,10 @@ impl Store {
         }
         let kept: Vec<ObjectKey> = match parsed.unreadable {
             true => old.objects.keys().cloned().collect(),
-            false => parsed.refused,
+            false => {
+                let renamed = old.objects.keys().filter(|key| new.findings.iter().any(|d| misspells(d, key)));
+                parsed.refused.into_iter().chain(renamed.cloned()).collect()
+            }
         };
         for key in kept {
             if let (false, Some(before)) = (new.objects.contains_key(&key), old.objects.remove(&key)) {
@@ -282,6 +286,13 @@ impl Store {
         }
         all
     }
+}
+
+/// True when a finding says that nobody knows the kind of an object that has the namespace and the name of `key`.
+fn misspells(finding: &Diagnostic, key: &ObjectKey) -> bool {
+    finding.field == "kind"
+        && finding.is_unknown()
+        && finding.object.as_ref().is_some_and(|o| o.namespace == key.namespace && o.name == key.name)
 }
 
 /// A reader of the published configuration. Cheap to clone.

@@ -44,6 +44,19 @@ fn a_broken_edit_keeps_what_the_file_gave_before() {
 }
 
 #[test]
+fn an_object_whose_kind_is_misspelt_keeps_its_last_good_form() {
+    let mut store = Store::new();
+    for (kind, kept) in [("VirtualServce", Some("v1")), ("DestinationRule", None), ("EnvoyFilter", None)] {
+        store.set_file("a.yaml", at(1), &vs("x", "v1"));
+        store.publish();
+        store.set_file("a.yaml", at(2), &vs("x", "v2").replace("VirtualService", kind));
+        store.publish();
+        let snap = store.reader().now();
+        assert_eq!(subset(&snap, "x").as_deref(), kept, "{kind}");
+    }
+}
+
+#[test]
 fn a_refused_object_keeps_its_last_good_form() {
     let mut store = Store::new();
     store.set_file("a.yaml", at(1), &(vs("x", "v1") + &vs("z", "v1")));
