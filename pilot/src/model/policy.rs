@@ -63,8 +63,8 @@ fn can_match(rule: &Value, labels: &BTreeMap<String, String>) -> bool {
             .expect("a constant pattern")
     });
     let expression = rule.get("match").and_then(Value::as_str).unwrap_or_default();
-    let demands = conjuncts(expression).into_iter().filter_map(|part| DEMAND.captures(part));
-    demands.map(|d| labels.get(&d[1]).is_some_and(|value| *value == d[2])).all(|held| held)
+    let mut demands = conjuncts(expression).into_iter().filter_map(|part| DEMAND.captures(part));
+    demands.all(|d| labels.get(&d[1]).is_some_and(|value| *value == d[2]))
 }
 
 /// The parts of an expression that must all hold: split at `&&` outside brackets and literals. Nothing can be said of
