@@ -88,6 +88,10 @@ pub async fn run(shop: &Shop, strength: Strength, mut told: impl FnMut(&str)) ->
     tell(&calm);
     tell(&frozen);
     tell(&churn(node, rate, seconds.min(10)).await?);
+    tell(&replaced_proxies(node, rate).await?);
+    for row in policy_without_mixer(node, rate).await? {
+        tell(&row);
+    }
     Ok(lines)
 }
 
@@ -265,6 +269,131 @@ pub async fn freeze_control_plane(node: &Node, rate: u32, seconds: u64) -> anyho
     }
     let row = |fault: &str, times, report| Row { fault: fault.to_owned(), times, report, also: Vec::new() };
     Ok((row("nothing (to compare with)", 0, calm), row("SIGSTOP pilot, citadel, mixer", 3, report?)))
+}
+
+/// The sidecars of both ends replaced in place, twice each.
+///
+/// # Errors
+/// When the mesh cannot be driven.
+pub async fn replaced_proxies(node: &Node, rate: u32) -> anyhow::Result<Row> {
+    let mut sidecars = Vec::new();
+    for deployment in ["espresso-shop-web", "espresso-shop-product-catalog"] {
+        let pods = node.pods_of(deployment);
+        let pod = pods.first().with_context(|| format!("{deployment} has no pod"))?;
+        sidecars.push(node.process(&pod.name, "istio-proxy")?);
+    }
+    let running = tokio::spawn(load::run(load_in_mesh(node, rate, 16, "replaced")?));
+    let (mut times, mut crashes) = (0, 0);
+    for _ in 0..2 {
+        for sidecar in &sidecars {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let before = sidecar.status().starts;
+            sidecar.replace().await?;
+            times += 1;
+            // A successor takes over once it is configured; the old one then drains for two seconds.
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            crashes += sidecar.status().starts - before - 1;
+        }
+    }
+    let report = running.await??;
+    let also = vec![("successors stay".to_owned(), crashes == 0)];
+    Ok(Row { fault: "a sidecar restarted in place".to_owned(), times, report, also })
+}
+
+/// A denier at the catalog that stops nobody but requests with `x-deny: yes`; every other request there must be asked about.
+const DENIER: &str = "apiVersion: config.istio.io/v1alpha2\nkind: denier\nmetadata: {name: faults}\nspec: {status: {code: 7, \
+                      message: Not allowed}}\n---\napiVersion: config.istio.io/v1alpha2\nkind: checknothing\nmetadata: {name: \
+                      faults}\n---\napiVersion: config.istio.io/v1alpha2\nkind: rule\nmetadata: {name: faults}\nspec:\n  match: \
+                      destination.labels[\"app\"] == \"espresso-shop-product-catalog\" && request.headers[\"x-deny\"] == \
+                      \"yes\"\n  actions: [{handler: faults.denier, instances: [faults.checknothing]}]\n";
+
+/// Mixer dead with a denier in force. Matching requests fail closed once the verdicts on them have expired, others never notice;
+/// with `policyCheckFailOpen` none fails.
+///
+/// # Errors
+/// When the mesh cannot be driven.
+pub async fn policy_without_mixer(node: &Node, rate: u32) -> anyhow::Result<Vec<Row>> {
+    let (denier, open) = (rule(node, "denier.yaml"), rule(node, "mesh-config.yaml"));
+    files::write_text(&denier, DENIER)?;
+    let denied = async || policy_status(node, "yes").await.is_ok_and(|status| status == 403);
+    until(Duration::from_secs(30), denied, || "the denier is not in force".to_owned()).await?;
+    let mixer = node.component("mixer")?;
+
+    let plain = |expect, seconds, id| -> anyhow::Result<Load> {
+        let headers = vec![("x-deny".to_owned(), "no".to_owned())];
+        Ok(Load { headers, expect, ..load_in_mesh(node, rate, seconds, id)? })
+    };
+    // Every worker of the proxy has a verdict by the end of this.
+    let alive = load::run(plain(200, 2, "alive")?).await?;
+    mixer.signal(Signal::KILL);
+    let dead = tokio::time::Instant::now();
+    mixer.hold().await;
+    let closed = async || policy_status(node, "no").await.is_ok_and(|status| status == 503);
+    until(Duration::from_secs(60), closed, || "matching requests still pass".to_owned()).await?;
+    let after = dead.elapsed();
+    let matching = plain(503, 4, "closed")?;
+    let others = Load {
+        target: format!("http://{REVIEWS}:8092/api/reviews/1"),
+        host: format!("{REVIEWS}:8092"),
+        ..load_in_mesh(node, rate, 4, "unasked")?
+    };
+    let (matching, others) = tokio::join!(load::run(matching), load::run(others));
+    let (matching, others) = (matching?, others?);
+    let closed_row = Row {
+        fault: "mixer dead, a denier in force: 503 expected where its rule can match".to_owned(),
+        times: 1,
+        report: matching,
+        also: vec![
+            ("200 while mixer lived".to_owned(), alive.failures() == 0),
+            (format!("the last verdict expired {:.1} s after its death", after.as_secs_f64()), true),
+        ],
+    };
+    let others_row = Row {
+        fault: "the same, where no rule can match".to_owned(),
+        times: 1,
+        report: others,
+        also: Vec::new(),
+    };
+
+    files::write_text(&open, &fail_open(node)?)?;
+    let passes = async || policy_status(node, "no").await.is_ok_and(|status| status == 200);
+    until(Duration::from_secs(30), passes, || "policyCheckFailOpen is not in force".to_owned()).await?;
+    mixer.resume();
+    until(Duration::from_secs(30), denied, || "mixer is back, and denies nothing".to_owned()).await?;
+    let running = tokio::spawn(load::run(plain(200, 16, "open")?));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    mixer.hold().await;
+    let report = running.await??;
+    mixer.resume();
+    let back =
+        until(Duration::from_secs(30), denied, || "mixer is back, and denies nothing".to_owned()).await;
+    let also = vec![("denies again once mixer is back".to_owned(), back.is_ok())];
+    let open_row = Row {
+        fault: "mixer dies, a denier in force, policyCheckFailOpen: true".to_owned(),
+        times: 1,
+        report,
+        also,
+    };
+    files::remove(&open)?;
+    files::remove(&denier)?;
+    Ok(vec![closed_row, others_row, open_row])
+}
+
+const REVIEWS: &str = "espresso-shop-reviews-svc";
+
+/// The status of a request to the catalog with this `x-deny`.
+async fn policy_status(node: &Node, deny: &str) -> anyhow::Result<u16> {
+    let call = node.call_from("espresso-shop-web", &format!("http://{CATALOG}:8091/api/products/1"))?;
+    Ok(call.header("x-deny", deny).send().await?.status)
+}
+
+/// The mesh's configuration, failing open; in a later file, which wins.
+fn fail_open(node: &Node) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(node.layout().node().join("mesh-config.yaml"))?;
+    let mut config: serde_json::Value = serde_saphyr::from_str(&text)?;
+    let mesh = config["data"]["mesh"].as_str().context("the mesh config has a key mesh")?.to_owned();
+    config["data"]["mesh"] = format!("{mesh}\npolicyCheckFailOpen: true\n").into();
+    Ok(serde_saphyr::to_string(&config)?)
 }
 
 fn rule(node: &Node, name: &str) -> PathBuf {

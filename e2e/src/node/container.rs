@@ -49,6 +49,8 @@ impl Kubelet {
         }
         if name(container) == PROXY {
             env.entry("DRAIN_SECONDS".to_owned()).or_insert_with(|| "2".to_owned());
+            let socket = self.layout.pod(&pod.name).join("restart.sock");
+            env.entry("RESTART_SOCKET".to_owned()).or_insert_with(|| socket.display().to_string());
         } else {
             let port = pod.ports.iter().find(|p| p.container == name(container));
             if let Some(port) = port {

@@ -25,6 +25,8 @@ use tokio::{
 
 /// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a process may take to end by itself once it has a successor.
+const RETIREMENT: Duration = Duration::from_secs(60);
 /// A process that ran this long is not in a crash loop.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,7 @@ pub struct Status {
 enum Control {
     Signal(Signal),
     Hold(oneshot::Sender<()>),
+    Replace(oneshot::Sender<anyhow::Result<()>>),
     Resume,
     Stop(oneshot::Sender<()>),
 }
@@ -99,6 +102,16 @@ impl Process {
     /// Starts it again after [`Process::hold`].
     pub fn resume(&self) {
         let _gone = self.control.send(Control::Resume);
+    }
+
+    /// Starts a successor beside it and follows that one from now on; this one has to end by itself, as proxies with a restart socket do.
+    ///
+    /// # Errors
+    /// When it does not run, or no successor can be started.
+    pub async fn replace(&self) -> anyhow::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.control.send(Control::Replace(done)).ok().context("the process was stopped for good")?;
+        wait.await.context("the process was stopped for good")?
     }
 
     /// Ends it for good: SIGTERM, then SIGKILL after a grace time.
@@ -264,6 +277,23 @@ async fn supervise(
                 status.send_modify(|s| s.pid = None);
                 let _asker_gone = done.send(());
             }
+            Some(Control::Replace(done)) => {
+                let _asker_gone = done.send(match (&child, spawner.spawn(&spec, &log).await) {
+                    (None, _) => Err(anyhow::anyhow!("{} does not run", spec.name)),
+                    (_, Err(error)) => Err(error),
+                    (Some(_), Ok(successor)) => {
+                        started = Instant::now();
+                        status.send_modify(|s| {
+                            s.pid = successor.id();
+                            s.starts += 1;
+                        });
+                        if let Some(old) = child.replace(successor) {
+                            tokio::spawn(retire(old, log.clone()));
+                        }
+                        Ok(())
+                    }
+                });
+            }
             Some(Control::Stop(done)) => {
                 end(child.take()).await;
                 status.send_modify(|s| s.pid = None);
@@ -271,6 +301,22 @@ async fn supervise(
                 return;
             }
             None => return end(child.take()).await,
+        }
+    }
+}
+
+/// Waits for the end of a process that has a successor; one that does not end is killed.
+async fn retire(mut old: Child, log: PathBuf) {
+    match tokio::time::timeout(RETIREMENT, old.wait()).await {
+        Ok(end) => {
+            note(
+                &log,
+                &format!("the old one ended: {}", end.map_or_else(|e| e.to_string(), |s| s.to_string())),
+            );
+        }
+        Err(_) => {
+            note(&log, "the old one did not end and is killed");
+            let _gone = old.kill().await;
         }
     }
 }
@@ -318,6 +364,23 @@ pub fn exec_child(parent: u32, program: &Path, args: &[OsString]) -> anyhow::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_successor_runs_before_the_old_one_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spawner = Spawner::new(dir.path().to_path_buf(), None).expect("a spawner");
+        let process = spawner.start(shell("s", "sleep 60")).await.expect("started");
+        let first = process.status().pid.expect("runs");
+        process.replace().await.expect("a successor");
+        let second = process.status();
+        assert_eq!((second.starts, second.pid == Some(first)), (2, false));
+        // The old one is no longer ours to signal, and still there.
+        let old = i32::try_from(first).ok().and_then(Pid::from_raw).expect("an id");
+        rustix::process::test_kill_process(old).expect("the old one runs");
+        kill_process(old, Signal::KILL).expect("ours");
+        process.stop().await;
+        assert!(process.replace().await.is_err());
+    }
 
     fn shell(name: &str, script: &str) -> Spec {
         Spec {
