@@ -18,23 +18,32 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use crate::peers;
+
 /// A process that is killed and reaped when it goes out of scope.
 #[derive(Debug)]
 pub struct Running(std::process::Child);
 
 impl Running {
-    /// Starts `command` with its output in `log`.
+    /// Starts `command` with its output appended to `log`. It dies with the thread that calls this, however that ends, where the `e2e`
+    /// binary is there to ask the kernel for that.
     ///
     /// # Errors
     /// When the log cannot be made or the program does not start.
     pub fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
-        let file = std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
-        let child = command
+        // Appending: a program may open /dev/stdout once more, e.g. for its access log, and would overwrite its own lines.
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("creating {}", log.display()))?;
+        let said = format!("starting {command:?}");
+        let mut staged = peers::program("e2e").ok().map(|first| behind(&first, command));
+        let child = staged
+            .as_mut()
+            .unwrap_or(command)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
-            .with_context(|| format!("starting {command:?}"))?;
+            .with_context(|| said)?;
         Ok(Self(child))
     }
 
@@ -43,6 +52,23 @@ impl Running {
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
+}
+
+/// The same command behind `e2e exec-child`, which asks for a signal at the parent's death and becomes the program.
+fn behind(first_stage: &Path, command: &Command) -> Command {
+    let mut staged = Command::new(first_stage);
+    staged.args(["exec-child", "--parent", &std::process::id().to_string(), "--"]);
+    staged.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => staged.env(name, value),
+            None => staged.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        staged.current_dir(dir);
+    }
+    staged
 }
 
 impl Drop for Running {

@@ -37,7 +37,14 @@ pub fn all() -> Vec<Case> {
     cases.extend(outliers());
     cases.extend(rewrites());
     cases.extend(header_operations());
+    cases.push(policy_checks());
     cases
+}
+
+/// Cases of some rows only.
+#[must_use]
+pub fn of_rows(rows: &[&str]) -> Vec<Case> {
+    all().into_iter().filter(|case| rows.contains(&case.row)).collect()
 }
 
 /// A VirtualService for `HOST` whose `http` list is `http`, written with two spaces of indent less than its place.
@@ -382,6 +389,23 @@ fn header_operations() -> Vec<Case> {
             case(format!("headerops-{i}"), "headers", &format!("- {}\n  {operation}", to("v1")), probes)
         })
         .collect()
+}
+
+/// Mixer asked by the proxy in front of an application: a denier that stops requests with `x-deny: yes`, and `/quiet` whoever asks.
+fn policy_checks() -> Case {
+    let yaml = "---\napiVersion: config.istio.io/v1alpha2\nkind: denier\nmetadata: {name: deny, namespace: default}\nspec: \
+                {status: {code: 7, message: Not allowed}}\n---\napiVersion: config.istio.io/v1alpha2\nkind: \
+                checknothing\nmetadata: {name: ask, namespace: default}\n---\napiVersion: config.istio.io/v1alpha2\nkind: \
+                rule\nmetadata: {name: deny, namespace: default}\nspec:\n  match: destination.labels[\"role\"] == \"guarded\" && \
+                (request.headers[\"x-deny\"] == \"yes\" || request.path == \"/quiet\")\n  actions: [{handler: deny.denier, \
+                instances: [ask.checknothing]}]\n";
+    let plain = ["/", "/a?b=c", "/quiet", "/quiet/not", "/status/418"].map(|path| Probe::get(path).inbound());
+    let mut probes = plain.to_vec();
+    for (method, deny) in [("GET", "yes"), ("POST", "yes"), ("DELETE", "yes"), ("POST", "no"), ("GET", "Yes")]
+    {
+        probes.push(Probe::get("/").method(method).header("x-deny", deny).inbound());
+    }
+    Case { name: "policy-checks".into(), row: "policy", yaml: yaml.to_owned(), pods: HEALTHY, probes }
 }
 
 #[cfg(test)]

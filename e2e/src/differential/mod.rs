@@ -42,13 +42,22 @@ pub struct Probe {
     pub times: usize,
     /// How many of them at once.
     pub at_once: usize,
+    /// Sent to the proxy's own inbound port, as a client of its pod does, instead of through it to the case's service.
+    pub inbound: bool,
 }
 
 impl Probe {
     /// A GET sent once.
     #[must_use]
     pub fn get(path: &str) -> Self {
-        Self { method: "GET", path: path.to_owned(), headers: Vec::new(), times: 1, at_once: 1 }
+        Self {
+            method: "GET",
+            path: path.to_owned(),
+            headers: Vec::new(),
+            times: 1,
+            at_once: 1,
+            inbound: false,
+        }
     }
 
     /// The same with one more header.
@@ -62,6 +71,13 @@ impl Probe {
     #[must_use]
     pub fn method(mut self, method: &'static str) -> Self {
         self.method = method;
+        self
+    }
+
+    /// The same to the proxy's own pod.
+    #[must_use]
+    pub fn inbound(mut self) -> Self {
+        self.inbound = true;
         self
     }
 

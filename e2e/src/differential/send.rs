@@ -22,6 +22,8 @@ pub struct Side {
     pub name: &'static str,
     /// Its HTTP_PROXY listener.
     pub address: SocketAddr,
+    /// Its pod's port, behind which an application listens.
+    pub inbound: SocketAddr,
     /// File that holds its access log.
     pub log: std::path::PathBuf,
 }
@@ -48,13 +50,14 @@ pub async fn probe(side: &Side, case: &Case, probe: &Probe) -> anyhow::Result<Ve
 
 async fn one(side: &Side, case: &Case, probe: &Probe) -> anyhow::Result<(String, Seen)> {
     let id = request_id();
-    let stream = TcpStream::connect(side.address).await.context("connecting to the proxy")?;
+    let to = if probe.inbound { side.inbound } else { side.address };
+    let stream = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let host = format!("{}:{SERVICE_PORT}", case.name);
     let mut request = Request::builder()
         .method(probe.method)
-        .uri(format!("http://{host}{}", probe.path))
+        .uri(if probe.inbound { probe.path.clone() } else { format!("http://{host}{}", probe.path) })
         .header("host", &host)
         .header("x-request-id", &id);
     for (name, value) in &probe.headers {

@@ -42,7 +42,9 @@ pub const V1B: Pod = Pod { name: "v1-b", version: "v1", host: 12, alive: true };
 pub const V2: Pod = Pod { name: "v2-a", version: "v2", host: 21, alive: true };
 /// A pod that refuses connections.
 pub const DEAD: Pod = Pod { name: "dead-a", version: "dead", host: 31, alive: false };
-/// All pods there are.
+/// The application behind the proxies' own inbound ports; it listens on a free port of 127.0.0.1, like every application of a pod.
+pub const APP: Pod = Pod { name: "app", version: "app", host: 0, alive: true };
+/// All pods behind services.
 pub const ALL: [Pod; 4] = [V1A, V1B, V2, DEAD];
 
 /// What a pod answers when nothing else was asked of it.
@@ -66,6 +68,7 @@ pub struct Echo {
 #[derive(Debug)]
 pub struct Upstreams {
     net: [u8; 2],
+    app: SocketAddr,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -83,7 +86,16 @@ impl Upstreams {
             let listener = TcpListener::bind(address_in([a, b], pod)).await?;
             tasks.spawn(serve(pod, listener, Arc::clone(&counts)));
         }
-        Ok(Self { net: [a, b], tasks })
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let app = listener.local_addr()?;
+        tasks.spawn(serve(APP, listener, counts));
+        Ok(Self { net: [a, b], app, tasks })
+    }
+
+    /// Where [`APP`] listens.
+    #[must_use]
+    pub fn app(&self) -> SocketAddr {
+        self.app
     }
 
     /// Where a pod listens.
