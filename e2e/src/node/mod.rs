@@ -296,6 +296,14 @@ impl Node {
         found.with_context(|| format!("no component {name}"))
     }
 
+    /// A token of a service account, as the node mounts it into pods: for a workload that joins the mesh without being a pod of the node.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn token(&self, namespace: &str, account: &str, pod: &str) -> anyhow::Result<String> {
+        self.0.kubelet.mint.token(namespace, account, pod, &format!("{pod}-uid"))
+    }
+
     /// Where a Service of type LoadBalancer, or the gateway, is reached from outside: the local port for a port of it.
     #[must_use]
     pub fn outside(&self, namespace: &str, service: &str) -> Option<SocketAddr> {

@@ -167,6 +167,8 @@ pub struct TcpProxy {
     pub idle_timeout: Duration,
     /// Logs.
     pub access_log: Vec<AccessLog>,
+    /// Cluster of an Envoy access log service to report to. Our proxies report to mixer on a stream of their own instead.
+    pub log_service: Option<Name>,
 }
 
 impl TcpProxy {
@@ -244,6 +246,8 @@ pub struct HttpManager {
     pub tracing: Option<Tracing>,
     /// Logs.
     pub access_log: Vec<AccessLog>,
+    /// Cluster of an Envoy access log service to report to. Our proxies report to mixer on a stream of their own instead.
+    pub log_service: Option<Name>,
     /// Longest silence of a stream. Envoy: 5 min; zero for never.
     pub stream_idle_timeout: Duration,
     /// Longest time a request may take to arrive; zero for no limit.
@@ -277,6 +281,7 @@ impl Default for HttpManager {
             upgrades: Vec::new(),
             tracing: None,
             access_log: Vec::new(),
+            log_service: None,
             stream_idle_timeout: Duration::from_secs(300),
             request_timeout: Duration::ZERO,
             headers_timeout: Duration::ZERO,
@@ -422,6 +427,7 @@ mod tests {
             target,
             idle_timeout: Duration::ZERO,
             access_log: Vec::new(),
+            log_service: None,
         };
         let terminal = Terminal::Tcp(Arc::new(tcp));
         Arc::new(FilterChain {

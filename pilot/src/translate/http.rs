@@ -65,6 +65,11 @@ impl Translator {
         vec![AccessLog { path: mesh.access_log_file.as_str().into(), format }]
     }
 
+    /// The cluster that Istio's bootstrap has for an access log service, when mesh config asks for one.
+    pub fn log_service(&self) -> Option<Name> {
+        self.model.mesh().enable_envoy_access_log_service.then(|| "envoy_accesslog_service".into())
+    }
+
     fn manager(&self, stat_prefix: Name, routes: RouteSource, direction: Direction) -> HttpManager {
         let mesh = self.model.mesh();
         let normalization = mesh.path_normalization.map(|p| p.normalization).unwrap_or_default();
@@ -77,6 +82,7 @@ impl Translator {
             upgrades: vec!["websocket".into()],
             tracing,
             access_log: self.access_log(),
+            log_service: self.log_service(),
             // Streams may be silent as long as their applications like, as in Istio.
             stream_idle_timeout: Duration::ZERO,
             normalize_path: normalization != NormalizationType::None,

@@ -69,6 +69,7 @@ impl Translator {
             target,
             idle_timeout: Duration::from_secs(3600),
             access_log: self.access_log(),
+            log_service: self.log_service(),
         }))
     }
 

@@ -609,3 +609,24 @@ fn everything_made_is_read_back_as_it_was() {
         }
     }
 }
+
+#[test]
+fn an_access_log_service_is_reported_to_when_mesh_config_asks_and_the_entry_says_which_way_it_went() {
+    let config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: \
+                  'enableEnvoyAccessLogService: true'}\n";
+    for (yaml, asked) in [(base(), false), (base() + config, true)] {
+        let translator = Translator::new(model(&yaml));
+        let part = translator.whole(&sidecar(&translator.model, "web-1"));
+        for (name, way) in [("virtualInbound", "inbound"), ("0.0.0.0_80", "outbound")] {
+            let wire = mesh_traffic::wire::encode::listener(&part.listeners[name].value);
+            let json = xds::reflect::to_json(
+                "envoy.config.listener.v3.Listener",
+                &prost::Message::encode_to_vec(&wire),
+            );
+            let text = json.expect("known messages").to_string();
+            let service = text.contains("envoy_accesslog_service");
+            let tag = text.contains(&format!("\"direction\",\"literal\":{{\"value\":\"{way}\"}}"));
+            assert_eq!((service, tag), (asked, asked), "{name}");
+        }
+    }
+}

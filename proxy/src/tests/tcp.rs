@@ -16,6 +16,7 @@ fn tcp(target: Target, idle: u64) -> Terminal {
         target,
         idle_timeout: Duration::from_secs(idle),
         access_log: Vec::new(),
+        log_service: None,
     }))
 }
 

@@ -9,7 +9,7 @@ use xds::{
     envoy::{
         config::{accesslog::v3 as log_pb, core::v3 as core, listener::v3 as pb},
         extensions::{
-            access_loggers::{file::v3 as file_pb, stream::v3 as stream_pb},
+            access_loggers::{file::v3 as file_pb, grpc::v3 as grpc_pb, stream::v3 as stream_pb},
             filters::network::{
                 http_connection_manager::v3 as hcm, rbac::v3 as rbac_pb, tcp_proxy::v3 as tcp_pb,
             },
@@ -191,6 +191,7 @@ fn tcp_proxy(any: &Any) -> Decoded<TcpProxy> {
         target,
         idle_timeout: duration(wire.idle_timeout.as_ref(), "idle_timeout")?
             .unwrap_or(Duration::from_secs(3600)),
+        log_service: log_service(&wire.access_log)?,
         access_log: access_logs(wire.access_log)?,
     })
 }
@@ -266,6 +267,7 @@ fn http_manager(any: &Any, direction: Direction) -> Decoded<HttpManager> {
         skip_xff_append: wire.skip_xff_append,
         upgrades: upgrades.map(|u| u.upgrade_type.to_ascii_lowercase().into()).collect(),
         tracing,
+        log_service: log_service(&wire.access_log)?,
         access_log: access_logs(wire.access_log)?,
         stream_idle_timeout: duration(wire.stream_idle_timeout.as_ref(), "stream_idle_timeout")?
             .unwrap_or(Duration::from_secs(300)),
@@ -332,6 +334,28 @@ fn access_log(wire: log_pb::AccessLog) -> Decoded<Option<AccessLog>> {
         other => return Err(Reject::new(format!("log type {other:?} is not supported")).at("typed_config")),
     };
     Ok(Some(log))
+}
+
+/// The cluster of the first log that goes to an access log service.
+fn log_service(wire: &[log_pb::AccessLog]) -> Decoded<Option<Name>> {
+    for log in wire {
+        let Some(log_pb::access_log::ConfigType::TypedConfig(any)) = &log.config_type else { continue };
+        let common = match any.type_url.rsplit('/').next().unwrap_or_default() {
+            "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+                xds::unpack::<grpc_pb::HttpGrpcAccessLogConfig>(any).map_err(Reject::new)?.common_config
+            }
+            "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+                xds::unpack::<grpc_pb::TcpGrpcAccessLogConfig>(any).map_err(Reject::new)?.common_config
+            }
+            _ => continue,
+        };
+        let service =
+            common.and_then(|common| common.grpc_service).and_then(|service| service.target_specifier);
+        if let Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)) = service {
+            return Ok(Some(envoy.cluster_name.into()));
+        }
+    }
+    Ok(None)
 }
 
 #[allow(deprecated, reason = "the deprecated forms are still common in bootstraps")]

@@ -9,13 +9,13 @@ use xds::{
     envoy::{
         config::{accesslog::v3 as log_pb, core::v3 as core, listener::v3 as pb},
         extensions::{
-            access_loggers::file::v3 as file_pb,
+            access_loggers::{file::v3 as file_pb, grpc::v3 as grpc_pb},
             filters::{
                 listener as inspectors,
                 network::{http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp_pb},
             },
         },
-        r#type::v3::Percent,
+        r#type::{tracing::v3 as tag_pb, v3::Percent},
     },
     google::protobuf::Any,
 };
@@ -171,7 +171,12 @@ fn tcp_proxy(from: &TcpProxy) -> tcp_pb::TcpProxy {
     tcp_pb::TcpProxy {
         stat_prefix: stat_prefix(&from.stat_prefix, "tcp"),
         idle_timeout: Some(duration(from.idle_timeout)),
-        access_log: from.access_log.iter().map(|log| access_log(log, None)).collect(),
+        access_log: from
+            .access_log
+            .iter()
+            .map(|log| access_log(log, None))
+            .chain(from.log_service.as_deref().map(tcp_log_service))
+            .collect(),
         cluster_specifier: Some(target),
         ..Default::default()
     }
@@ -220,7 +225,12 @@ fn http_manager(from: &HttpManager) -> hcm::HttpConnectionManager {
         stream_idle_timeout: Some(duration(from.stream_idle_timeout)),
         request_timeout: Some(duration(from.request_timeout)),
         request_headers_timeout: Some(duration(from.headers_timeout)),
-        access_log: from.access_log.iter().map(|log| access_log(log, None)).collect(),
+        access_log: from
+            .access_log
+            .iter()
+            .map(|log| access_log(log, None))
+            .chain(from.log_service.as_deref().map(|cluster| http_log_service(cluster, from.direction)))
+            .collect(),
         use_remote_address: boolean(from.use_remote_address),
         xff_num_trusted_hops: from.xff_trusted_hops,
         skip_xff_append: from.skip_xff_append,
@@ -277,5 +287,55 @@ fn access_log(from: &AccessLog, filter: Option<log_pb::AccessLogFilter>) -> log_
         name: "envoy.access_loggers.file".to_owned(),
         filter,
         config_type: Some(log_pb::access_log::ConfigType::TypedConfig(packed(&file, &FILE_LOG))),
+    }
+}
+
+/// Istio's names for these logs. The way of the traffic is said in a tag: of a request that was answered before it had a cluster, nothing
+/// else in the entry tells whose side reports it.
+fn http_log_service(cluster: &str, direction: Direction) -> log_pb::AccessLog {
+    use tag_pb::custom_tag::{Literal, Type};
+    let value = match direction {
+        Direction::Inbound => "inbound",
+        _ => "outbound",
+    };
+    let tag = tag_pb::CustomTag {
+        tag: "direction".to_owned(),
+        r#type: Some(Type::Literal(Literal { value: value.to_owned() })),
+    };
+    let common_config = Some(grpc_pb::CommonGrpcAccessLogConfig {
+        custom_tags: vec![tag],
+        ..log_service("http_envoy_accesslog", cluster)
+    });
+    let config = grpc_pb::HttpGrpcAccessLogConfig { common_config, ..Default::default() };
+    log_pb::AccessLog {
+        name: "envoy.http_grpc_access_log".to_owned(),
+        filter: None,
+        config_type: Some(log_pb::access_log::ConfigType::TypedConfig(plain(&config))),
+    }
+}
+
+fn tcp_log_service(cluster: &str) -> log_pb::AccessLog {
+    let config =
+        grpc_pb::TcpGrpcAccessLogConfig { common_config: Some(log_service("tcp_envoy_accesslog", cluster)) };
+    log_pb::AccessLog {
+        name: "envoy.tcp_grpc_access_log".to_owned(),
+        filter: None,
+        config_type: Some(log_pb::access_log::ConfigType::TypedConfig(plain(&config))),
+    }
+}
+
+fn log_service(name: &str, cluster: &str) -> grpc_pb::CommonGrpcAccessLogConfig {
+    use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
+    grpc_pb::CommonGrpcAccessLogConfig {
+        log_name: name.to_owned(),
+        transport_api_version: core::ApiVersion::V3.into(),
+        grpc_service: Some(core::GrpcService {
+            target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+                cluster_name: cluster.to_owned(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }),
+        ..Default::default()
     }
 }

@@ -415,6 +415,7 @@ impl Dice {
             target,
             idle_timeout: self.time(),
             access_log: self.many(1, Self::log),
+            log_service: self.maybe(Self::name),
         }
     }
 
@@ -466,6 +467,7 @@ impl Dice {
             upgrades: self.many(2, |d| d.one(&["websocket", "connect"]).into()),
             tracing: self.maybe(|d| Tracing { per_million: d.share() / 100 * 100 }),
             access_log: self.many(2, Self::log),
+            log_service: self.maybe(Self::name),
             stream_idle_timeout: self.time(),
             request_timeout: self.time(),
             headers_timeout: self.time(),
