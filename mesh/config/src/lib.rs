@@ -11,6 +11,7 @@ pub mod kinds;
 pub mod object;
 pub mod parse;
 pub mod resource;
+pub mod schema;
 pub mod snapshot;
 pub mod source;
 pub mod validate;

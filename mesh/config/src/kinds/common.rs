@@ -3,11 +3,12 @@
 //! In: JSON. Out: small structs. Kept true: a string match has at most one form.
 //! Not here: evaluation of a match (`mesh-traffic`).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// How a string is compared. In YAML exactly one of `exact`, `prefix`, `regex`; `{}` asks only for presence.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "StringMatchFields", into = "StringMatchFields")]
 pub enum StringMatch {
     /// `{}`: any value, as long as there is one.
@@ -21,7 +22,7 @@ pub enum StringMatch {
     Regex(String),
 }
 
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct StringMatchFields {
     exact: Option<String>,
@@ -56,7 +57,7 @@ impl From<StringMatch> for StringMatchFields {
 }
 
 /// A port of a destination. `name` is Istio 1.1's form, accepted with a deprecation warning.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PortSelector {
     /// Port number of the Service, 1–65535.
@@ -66,7 +67,7 @@ pub struct PortSelector {
 }
 
 /// A share of requests in percent, 0.0–100.0, with a resolution of 0.0001.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Percent {
     /// 0.0–100.0; absent in YAML means 0.
@@ -74,7 +75,7 @@ pub struct Percent {
 }
 
 /// Selects workloads by pod labels (`networking.istio.io` form). Empty labels select all of the namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadSelector {
     /// Labels a pod must have, all of them.
@@ -82,7 +83,7 @@ pub struct WorkloadSelector {
 }
 
 /// Selects workloads by pod labels (`security.istio.io` and `telemetry.istio.io` form).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MatchSelector {
     /// Labels a pod must have, all of them.
@@ -90,7 +91,7 @@ pub struct MatchSelector {
 }
 
 /// Attaches a policy to named resources (Gateway, Service) instead of by labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TargetRef {
     /// API group, empty for core.
@@ -104,7 +105,7 @@ pub struct TargetRef {
 }
 
 /// A port a gateway, sidecar or service entry serves.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Port {
     /// Port number, 1–65535.
@@ -118,7 +119,7 @@ pub struct Port {
 }
 
 /// Headers to change, for requests and responses apart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Headers {
     /// On the way to the destination.
@@ -128,7 +129,7 @@ pub struct Headers {
 }
 
 /// Changes of header fields; `set` beats `add` for the same name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HeaderOperations {
     /// Replaces the field. `Host` and `:authority` rewrite the authority.

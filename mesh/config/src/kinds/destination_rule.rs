@@ -5,12 +5,14 @@
 //! Not here: lookup and merging of rules (`pilot`), checks (`validate::destination_rule`).
 
 use super::common::MatchSelector;
+use super::rare::{ProxyProtocol, RetryBudget, Tunnel, Warmup};
 use crate::duration::GoDuration;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Policy for traffic to one host, after routing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DestinationRule {
     /// Host; short names resolve in the object's namespace, `*.x` is a wildcard.
@@ -26,7 +28,7 @@ pub struct DestinationRule {
 }
 
 /// A named group of endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Subset {
     /// Name, unique in the rule.
@@ -38,7 +40,7 @@ pub struct Subset {
 }
 
 /// How endpoints are used.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrafficPolicy {
     /// Load balancing.
@@ -52,15 +54,15 @@ pub struct TrafficPolicy {
     /// Policies of single ports; each replaces all blocks.
     pub port_level_settings: Vec<PortTrafficPolicy>,
     /// Tunnelling over CONNECT (T3).
-    pub tunnel: Option<serde_json::Value>,
+    pub tunnel: Option<Tunnel>,
     /// PROXY protocol towards the endpoints (T3).
-    pub proxy_protocol: Option<serde_json::Value>,
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Retry budget (T3).
-    pub retry_budget: Option<serde_json::Value>,
+    pub retry_budget: Option<RetryBudget>,
 }
 
 /// A policy for one port.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PortTrafficPolicy {
     /// Which port.
@@ -76,7 +78,7 @@ pub struct PortTrafficPolicy {
 }
 
 /// Load balancing: `simple` or `consistentHash`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancer {
     /// Algorithm; absent: LEAST_REQUEST.
@@ -86,7 +88,7 @@ pub struct LoadBalancer {
     /// Locality preferences.
     pub locality_lb_setting: Option<LocalityLb>,
     /// Slow start of new endpoints.
-    pub warmup: Option<serde_json::Value>,
+    pub warmup: Option<Warmup>,
     /// Slow start of new endpoints (legacy form of `warmup`).
     pub warmup_duration_secs: Option<GoDuration>,
     /// Zone-aware routing (T3).
@@ -94,7 +96,7 @@ pub struct LoadBalancer {
 }
 
 /// Simple load-balancing algorithms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SimpleLb {
     /// The default (LEAST_REQUEST).
@@ -112,7 +114,7 @@ pub enum SimpleLb {
 }
 
 /// Hash-based load balancing: one key source, one table.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConsistentHash {
     /// Hash this request header.
@@ -132,7 +134,7 @@ pub struct ConsistentHash {
 }
 
 /// A session cookie.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpCookie {
     /// Cookie name.
@@ -146,7 +148,7 @@ pub struct HttpCookie {
 }
 
 /// A cookie attribute such as `SameSite`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CookieAttribute {
     /// Attribute name.
@@ -156,7 +158,7 @@ pub struct CookieAttribute {
 }
 
 /// Ring-hash settings.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RingHash {
     /// Smallest ring; default 1024.
@@ -164,7 +166,7 @@ pub struct RingHash {
 }
 
 /// Maglev settings.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Maglev {
     /// Table size, a prime; default 65537.
@@ -172,7 +174,7 @@ pub struct Maglev {
 }
 
 /// Locality preferences.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LocalityLb {
     /// Explicit shares between localities; excludes `failover`.
@@ -186,7 +188,7 @@ pub struct LocalityLb {
 }
 
 /// Shares of traffic from one locality.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LocalityDistribute {
     /// Client locality, `region/zone/subzone` with `*`.
@@ -196,7 +198,7 @@ pub struct LocalityDistribute {
 }
 
 /// Failover from one region to another.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LocalityFailover {
     /// Failing region.
@@ -206,7 +208,7 @@ pub struct LocalityFailover {
 }
 
 /// Limits per client proxy; 0 or absent: unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConnectionPool {
     /// For all connections.
@@ -216,7 +218,7 @@ pub struct ConnectionPool {
 }
 
 /// Connection limits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpPool {
     /// Connections per host; 0 or absent: unlimited.
@@ -232,7 +234,7 @@ pub struct TcpPool {
 }
 
 /// TCP keepalive; absent fields take the system's values.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpKeepalive {
     /// Unanswered probes before the connection is dead.
@@ -244,7 +246,7 @@ pub struct TcpKeepalive {
 }
 
 /// HTTP limits; 0 or absent: unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpPool {
     /// Requests waiting for a connection.
@@ -268,7 +270,7 @@ pub struct HttpPool {
 }
 
 /// Whether connections are upgraded to HTTP/2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum H2Upgrade {
     /// As the mesh says.
@@ -280,7 +282,7 @@ pub enum H2Upgrade {
 }
 
 /// Ejection of failing endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutlierDetection {
     /// Legacy: consecutive *gateway* errors (502, 503, 504 and connect failures); 5xx counting is then off.
@@ -306,7 +308,7 @@ pub struct OutlierDetection {
 }
 
 /// TLS towards an endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientTls {
     /// Mode; absent: DISABLE.
@@ -330,7 +332,7 @@ pub struct ClientTls {
 }
 
 /// TLS mode of a client.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ClientTlsMode {
     /// Plaintext.

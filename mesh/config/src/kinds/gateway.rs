@@ -4,11 +4,13 @@
 //! Kept true: server order is file order. Not here: routes (VirtualService), listeners (`pilot`).
 
 use super::common::Port;
+use super::rare::TlsCertificate;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A load balancer at the edge of the mesh.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Gateway {
     /// Labels of the gateway pods, in any namespace.
@@ -18,7 +20,7 @@ pub struct Gateway {
 }
 
 /// One port of a gateway.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Server {
     /// The port of the gateway's Service.
@@ -36,7 +38,7 @@ pub struct Server {
 }
 
 /// TLS settings of a server.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerTls {
     /// Answer plain HTTP with 301 to https.
@@ -56,7 +58,7 @@ pub struct ServerTls {
     /// Several secrets, e.g. RSA and ECDSA.
     pub credential_names: Vec<String>,
     /// File pairs (T3).
-    pub tls_certificates: Vec<serde_json::Value>,
+    pub tls_certificates: Vec<TlsCertificate>,
     /// Names of which a client's certificate must have one.
     pub subject_alt_names: Vec<String>,
     /// Base64 SHA-256 of client keys (T3).
@@ -72,7 +74,7 @@ pub struct ServerTls {
 }
 
 /// TLS mode of a server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ServerTlsMode {
     /// Forwarded by SNI without termination.
@@ -91,7 +93,7 @@ pub enum ServerTlsMode {
 }
 
 /// TLS versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TlsVersion {
     /// The default.
     #[serde(rename = "TLS_AUTO")]

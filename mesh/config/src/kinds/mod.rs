@@ -9,6 +9,7 @@ pub mod destination_rule;
 pub mod gateway;
 pub mod mesh;
 pub mod mixer;
+pub mod rare;
 pub mod security;
 pub mod service_entry;
 pub mod sidecar;
@@ -17,12 +18,15 @@ pub mod virtual_service;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::EVERYTHING;
 
 pub use common::*;
 pub use destination_rule::*;
 pub use gateway::*;
 pub use mesh::*;
 pub use mixer::*;
+pub use rare::*;
 pub use security::*;
 pub use service_entry::*;
 pub use sidecar::*;

@@ -5,11 +5,12 @@
 //! Not here: inheritance between scopes and evaluation (`pilot`, `mesh-traffic`).
 
 use super::common::{MatchSelector, StringMatch, TargetRef};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Which transport a workload accepts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PeerAuthentication {
     /// Workloads; absent: the namespace, or the mesh in the root namespace.
@@ -21,7 +22,7 @@ pub struct PeerAuthentication {
 }
 
 /// A mutual-TLS mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MutualTls {
     /// Absent: UNSET.
@@ -29,7 +30,7 @@ pub struct MutualTls {
 }
 
 /// Transport accepted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum MutualTlsMode {
     /// Inherited; PERMISSIVE if nobody says.
@@ -44,7 +45,7 @@ pub enum MutualTlsMode {
 }
 
 /// Who may do what to a workload.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuthorizationPolicy {
     /// Workloads; absent: the namespace, or the mesh in the root namespace.
@@ -62,7 +63,7 @@ pub struct AuthorizationPolicy {
 }
 
 /// What a matching rule means. Order of evaluation: CUSTOM, DENY, ALLOW.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum AuthorizationAction {
     /// Allow; anything no ALLOW rule matches is then denied.
@@ -77,7 +78,7 @@ pub enum AuthorizationAction {
 }
 
 /// An external authorizer or telemetry provider named in mesh config.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProviderRef {
     /// Name in `meshConfig.extensionProviders`.
@@ -85,7 +86,7 @@ pub struct ProviderRef {
 }
 
 /// One rule: some `from`, some `to`, and all `when`. An empty rule matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuthorizationRule {
     /// Alternatives of the peer.
@@ -97,7 +98,7 @@ pub struct AuthorizationRule {
 }
 
 /// Wrapper as in YAML.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuleFrom {
     /// The peer.
@@ -105,7 +106,7 @@ pub struct RuleFrom {
 }
 
 /// Wrapper as in YAML.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuleTo {
     /// The request.
@@ -114,7 +115,7 @@ pub struct RuleTo {
 
 /// Conditions on the peer; all given lists must match, each by one of its values.
 /// Values: exact, `prefix*`, `*suffix`, or `*` for "not empty".
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuthorizationSource {
     /// Peer identities without `spiffe://`.
@@ -148,7 +149,7 @@ pub struct AuthorizationSource {
 }
 
 /// Conditions on the request; all given lists must match, each by one of its values.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Operation {
     /// Hosts, compared without case.
@@ -170,7 +171,7 @@ pub struct Operation {
 }
 
 /// A condition on an attribute.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Condition {
     /// Attribute, e.g. `request.headers[version]` or `source.ip`.
@@ -182,7 +183,7 @@ pub struct Condition {
 }
 
 /// Which tokens a workload accepts. A missing token passes, an invalid one is answered with 401.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RequestAuthentication {
     /// Workloads; absent: the namespace, or the mesh in the root namespace.
@@ -196,7 +197,7 @@ pub struct RequestAuthentication {
 }
 
 /// One token issuer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JwtRule {
     /// `iss` claim.
@@ -226,7 +227,7 @@ pub struct JwtRule {
 }
 
 /// A header that carries a token.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JwtHeader {
     /// Header name.
@@ -236,7 +237,7 @@ pub struct JwtHeader {
 }
 
 /// A claim copied into a header.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClaimToHeader {
     /// Header name.
@@ -248,7 +249,7 @@ pub struct ClaimToHeader {
 /// Legacy `authentication.istio.io` Policy and MeshPolicy: which transport services accept.
 ///
 /// Service policies beat the namespace's (`default`, no targets), which beats MeshPolicy `default`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuthenticationPolicy {
     /// Services of the namespace; empty: all, and the object must be called `default`.
@@ -277,7 +278,7 @@ impl AuthenticationPolicy {
 }
 
 /// A service a legacy policy is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyTarget {
     /// Short service name in the policy's namespace.
@@ -289,7 +290,7 @@ pub struct PolicyTarget {
 }
 
 /// A port by number or name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyPort {
     /// Number.
@@ -299,7 +300,7 @@ pub struct PolicyPort {
 }
 
 /// One accepted way of peer authentication.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, from = "PeerMethodFields")]
 pub struct PeerMethod {
     /// Mutual TLS; `mtls:` with nothing behind it means STRICT.
@@ -308,7 +309,7 @@ pub struct PeerMethod {
     pub jwt: Option<serde_json::Value>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 struct PeerMethodFields {
     mtls: Option<PeerMtls>,
@@ -325,7 +326,7 @@ impl From<PeerMethodFields> for PeerMethod {
 }
 
 /// Mutual TLS of a legacy policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PeerMtls {
     /// Absent: STRICT.
@@ -335,7 +336,7 @@ pub struct PeerMtls {
 }
 
 /// Mode of a legacy policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum LegacyMtlsMode {
     /// Mutual TLS only.
@@ -346,7 +347,7 @@ pub enum LegacyMtlsMode {
 }
 
 /// An end-user authentication method of a legacy policy (T3).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OriginMethod {
     /// The token issuer.
@@ -354,7 +355,7 @@ pub struct OriginMethod {
 }
 
 /// A token issuer of a legacy policy (T3).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LegacyJwt {
     /// `iss` claim.
@@ -374,7 +375,7 @@ pub struct LegacyJwt {
 }
 
 /// Paths on which a token is looked for (T3).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TriggerRule {
     /// Paths without token.
@@ -384,7 +385,7 @@ pub struct TriggerRule {
 }
 
 /// A string match with the legacy `suffix` form.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LegacyStringMatch {
     /// Equal.

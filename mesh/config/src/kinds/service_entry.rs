@@ -4,11 +4,12 @@
 //! Kept true: nothing beyond the shape. Not here: DNS and address allocation (`pilot`).
 
 use super::common::{Port, WorkloadSelector};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A service outside the registry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceEntry {
     /// DNS names, wildcards allowed.
@@ -32,7 +33,7 @@ pub struct ServiceEntry {
 }
 
 /// Whether a service is part of the mesh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Location {
     /// Outside: no mutual TLS.
@@ -43,7 +44,7 @@ pub enum Location {
 }
 
 /// How the endpoints of a ServiceEntry are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Resolution {
     /// The address the client asked for.
@@ -60,7 +61,7 @@ pub enum Resolution {
 }
 
 /// One endpoint outside the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadEntry {
     /// IP address, DNS name or `unix:///path`.

@@ -8,10 +8,11 @@ use super::common::{Port, WorkloadSelector};
 use super::destination_rule::ConnectionPool;
 use super::gateway::ServerTls;
 use super::virtual_service::Destination;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Scope and ports of a workload's proxy.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Sidecar {
     /// Workloads it is for; absent: all of the namespace.
@@ -27,7 +28,7 @@ pub struct Sidecar {
 }
 
 /// An inbound listener.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct IngressListener {
     /// Port it listens on.
@@ -45,7 +46,7 @@ pub struct IngressListener {
 }
 
 /// An outbound listener.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EgressListener {
     /// Port it listens on; absent: all ports of the hosts. Protocol HTTP_PROXY serves as explicit proxy.
@@ -59,7 +60,7 @@ pub struct EgressListener {
 }
 
 /// How traffic reaches a listener.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CaptureMode {
     /// As the environment does it.
@@ -72,7 +73,7 @@ pub enum CaptureMode {
 }
 
 /// What happens to destinations nobody declared.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutboundTrafficPolicy {
     /// Mode.
@@ -82,7 +83,7 @@ pub struct OutboundTrafficPolicy {
 }
 
 /// Mode of [`OutboundTrafficPolicy`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum OutboundMode {
     /// Refused. The zero value: what a policy block without a mode means.

@@ -7,11 +7,12 @@
 use super::common::{MatchSelector, TargetRef};
 use super::security::ProviderRef;
 use crate::duration::GoDuration;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Telemetry settings of a scope.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Telemetry {
     /// Workloads; absent: the namespace, or the mesh in the root namespace.
@@ -29,7 +30,7 @@ pub struct Telemetry {
 }
 
 /// Which side of a request a setting is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum WorkloadMode {
     /// Both.
@@ -42,7 +43,7 @@ pub enum WorkloadMode {
 }
 
 /// Tracing settings.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Tracing {
     /// Which side.
@@ -64,7 +65,7 @@ pub struct Tracing {
 }
 
 /// Which side a section is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ModeMatch {
     /// Side.
@@ -72,7 +73,7 @@ pub struct ModeMatch {
 }
 
 /// A span tag; one of its forms.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CustomTag {
     /// A constant.
@@ -86,7 +87,7 @@ pub struct CustomTag {
 }
 
 /// A constant tag value.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TagLiteral {
     /// Value.
@@ -94,7 +95,7 @@ pub struct TagLiteral {
 }
 
 /// A named source of a tag value.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TagSource {
     /// Name.
@@ -104,7 +105,7 @@ pub struct TagSource {
 }
 
 /// Metric settings.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metrics {
     /// Providers; empty: inherited.
@@ -116,7 +117,7 @@ pub struct Metrics {
 }
 
 /// A change of one or all standard metrics.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MetricOverride {
     /// Which metric and side; absent: all.
@@ -128,7 +129,7 @@ pub struct MetricOverride {
 }
 
 /// Which metric a change is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MetricMatch {
     /// Standard name, e.g. `REQUEST_COUNT`, or `ALL_METRICS`.
@@ -140,7 +141,7 @@ pub struct MetricMatch {
 }
 
 /// A change of one tag.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TagOverride {
     /// What to do with the tag.
@@ -150,7 +151,7 @@ pub struct TagOverride {
 }
 
 /// What to do with a tag.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TagOperation {
     /// Add or replace.
@@ -161,7 +162,7 @@ pub enum TagOperation {
 }
 
 /// Access-log settings.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AccessLogging {
     /// Which side.
@@ -175,7 +176,7 @@ pub struct AccessLogging {
 }
 
 /// Which requests are logged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LogFilter {
     /// CEL expression.

@@ -4,7 +4,7 @@ use crate::parse::parse_text;
 use crate::resource::Resource;
 use serde_json::json;
 
-const EVERYTHING: &str = r#"
+pub(crate) const EVERYTHING: &str = r#"
 apiVersion: networking.istio.io/v1alpha3
 kind: VirtualService
 metadata: {name: full}

@@ -6,11 +6,12 @@
 
 use super::common::{HeaderOperations, Headers, Percent, PortSelector, StringMatch};
 use crate::duration::GoDuration;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Routing rules for a set of hosts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VirtualService {
     /// Hosts: short names resolve in the object's namespace; `*` and `*.x` only make sense at gateways.
@@ -28,7 +29,7 @@ pub struct VirtualService {
 }
 
 /// One HTTP rule: conditions, then exactly one of route, redirect, direct response or delegate.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRoute {
     /// Route name for logs and metrics.
@@ -109,7 +110,7 @@ fn fold(ops: &mut HeaderOperations, add: &BTreeMap<String, String>, remove: &[St
 }
 
 /// Conditions of an HTTP rule; all must hold.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpMatch {
     /// Name of this condition, joined to the route's name in logs.
@@ -143,7 +144,7 @@ pub struct HttpMatch {
 }
 
 /// A place to send requests: a host, and optionally one of its subsets and ports.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Destination {
     /// Service host; short names resolve in the object's namespace.
@@ -155,7 +156,7 @@ pub struct Destination {
 }
 
 /// One arm of a weighted HTTP route.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRouteDestination {
     /// Where to.
@@ -185,7 +186,7 @@ impl HttpRouteDestination {
 }
 
 /// A redirect answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Redirect {
     /// Whole new path; excludes `prefixRewrite`.
@@ -205,7 +206,7 @@ pub struct Redirect {
 }
 
 /// Where a redirect takes its port from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum RedirectPort {
     /// The default port of the new scheme.
@@ -215,7 +216,7 @@ pub enum RedirectPort {
 }
 
 /// A fixed answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DirectResponse {
     /// Status code, 200–599.
@@ -225,7 +226,7 @@ pub struct DirectResponse {
 }
 
 /// A body given as text or as base64 bytes; not both.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpBody {
     /// Body as text.
@@ -235,7 +236,7 @@ pub struct HttpBody {
 }
 
 /// A reference to another VirtualService.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Delegate {
     /// Name.
@@ -245,7 +246,7 @@ pub struct Delegate {
 }
 
 /// Changes of path and authority before forwarding.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rewrite {
     /// Replaces the path, or only the matched prefix when the match was a prefix.
@@ -257,7 +258,7 @@ pub struct Rewrite {
 }
 
 /// A regular-expression rewrite.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegexRewrite {
     /// RE2 expression.
@@ -267,7 +268,7 @@ pub struct RegexRewrite {
 }
 
 /// Retry policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Retries {
     /// Retries after the first try; 0 or absent: none.
@@ -285,7 +286,7 @@ pub struct Retries {
 }
 
 /// Injected faults; delay first, then abort.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Fault {
     /// Wait before forwarding.
@@ -295,7 +296,7 @@ pub struct Fault {
 }
 
 /// An injected delay.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Delay {
     /// How long, at least 1ms.
@@ -309,7 +310,7 @@ pub struct Delay {
 }
 
 /// An injected error answer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Abort {
     /// HTTP status, 200–599.
@@ -343,7 +344,7 @@ fn share(percentage: Option<Percent>, percent: Option<i32>) -> f64 {
 }
 
 /// One of several mirror destinations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Mirror {
     /// Where copies go.
@@ -353,7 +354,7 @@ pub struct Mirror {
 }
 
 /// Cross-origin resource sharing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CorsPolicy {
     /// Origins allowed.
@@ -386,7 +387,7 @@ impl CorsPolicy {
 }
 
 /// What happens to a preflight request that no allowed origin matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum UnmatchedPreflights {
     /// The default (FORWARD).
@@ -398,7 +399,7 @@ pub enum UnmatchedPreflights {
 }
 
 /// One TLS rule.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TlsRoute {
     /// Alternatives; one must match.
@@ -408,7 +409,7 @@ pub struct TlsRoute {
 }
 
 /// Conditions of a TLS rule; all must hold.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TlsMatch {
     /// Server names; each must fall under one of the object's hosts.
@@ -428,7 +429,7 @@ pub struct TlsMatch {
 }
 
 /// One TCP rule.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpRoute {
     /// Alternatives; one must match. Empty matches every connection.
@@ -438,7 +439,7 @@ pub struct TcpRoute {
 }
 
 /// Conditions of a TCP rule; all must hold.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpMatch {
     /// Destination CIDRs.
@@ -456,7 +457,7 @@ pub struct TcpMatch {
 }
 
 /// One arm of a weighted TLS or TCP route.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RouteDestination {
     /// Where to.
