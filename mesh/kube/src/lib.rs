@@ -1,0 +1,11 @@
+//! What the mesh's components do with a Kubernetes API server: read configuration, write what belongs to it.
+//!
+//! In: an API server. Out: a client ([`client`]), snapshots of the cluster's objects, leases, events, status.
+//! Kept true: an API server that is away changes nothing that is served; writes are small, rare, and say whose they are.
+//! Not here: what objects mean (`mesh-config` and the components).
+
+mod client;
+
+pub use client::{FIELD_MANAGER, client, identity};
+pub use k8s_openapi;
+pub use kube;
