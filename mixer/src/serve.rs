@@ -17,6 +17,10 @@ use mesh_identity::{
     tls::{ClientAuth, ServerTls},
     workload,
 };
+use mesh_kube::{
+    KubeArgs,
+    source::{MIXER_GROUP, Wanted},
+};
 use mesh_runtime::{CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, shutdown};
 use mixer_api::v1::mixer_server::MixerServer;
 use otlp::collector::{
@@ -46,8 +50,10 @@ pub struct ServeArgs {
     ca: CaClientArgs,
     /// Directory of YAML files: rules, handlers, instances, and the Pods that requests are joined with. Watched.
     /// Without it, mixer works with its built-in standard metrics only.
-    #[arg(long, env = "CONFIG", value_name = "DIR")]
+    #[arg(long, env = "CONFIG", value_name = "DIR", conflicts_with = "kube")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: KubeArgs,
     /// Plaintext gRPC: istio.mixer.v1, Envoy access logs, OTLP, ext_authz and the native stream, all on one port.
     #[arg(long, env = "LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9091")]
     listen: SocketAddr,
@@ -122,7 +128,7 @@ pub async fn follow(mixer: Arc<Mixer>, mut reader: Reader, drain: drain::Watch) 
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let log = args.common.init_logs()?;
     let readiness = Readiness::new();
-    let configured = readiness.condition("configuration", "the configuration directory is being read");
+    let configured = readiness.condition("configuration", "the configuration is being read");
     let metrics = Metrics::for_process("mixer");
     let (trigger, watch) = drain::new();
     let signals = shutdown::Signals::new()?;
@@ -138,17 +144,25 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     };
     let tls = tls_address.map(listen::bind).transpose()?;
 
-    let mut reader = match &args.config {
+    let stop = watch.clone();
+    let ended = async move { stop.signaled().await };
+    let reader = match &args.config {
+        _ if args.cluster.kube => {
+            let wanted = Wanted::new(&args.cluster.mesh_namespace).services().pods().groups([MIXER_GROUP]);
+            let (reader, _seen, task) = mesh_kube::source::watch(mesh_kube::client().await?, wanted, ended);
+            tokio::spawn(task);
+            reader
+        }
         None => Reader::fixed(mesh_config::Snapshot::default()),
         Some(dir) => {
-            let stop = watch.clone();
-            let ended = async move { stop.signaled().await };
             let (reader, task) = source::watch_dir(dir.clone(), DirOptions::default(), ended);
             tokio::spawn(task);
             reader
         }
     };
-    let snapshot = if args.config.is_some() { reader.synced().await } else { reader.now() };
+    let mut first = reader.clone();
+    let snapshot =
+        if args.config.is_some() || args.cluster.kube { first.synced().await } else { reader.now() };
     let mixer = Mixer::new(&snapshot, Options { default_metrics: !args.no_default_metrics });
     configured.met();
     tokio::spawn(follow(mixer.clone(), reader, watch.clone()));

@@ -26,7 +26,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Serve xDS to proxies from a watched directory
+    /// Serve xDS to proxies from a watched directory or a cluster
     Serve(Box<ServeArgs>),
     /// Check files: one line per problem, exit code 1 if there is an error
     ///

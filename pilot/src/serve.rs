@@ -1,15 +1,19 @@
-//! `pilot serve`: reads a directory, serves xDS on its ports, answers questions on the admin port.
+//! `pilot serve`: reads a directory or a cluster, serves xDS on its ports, answers questions on the admin port.
 //!
 //! In: flags. Out: a process that runs until SIGTERM. Kept true: nothing is served before everything was read once;
 //! readiness says what is missing. Not here: what is served (`push`), the questions (`admin`).
 
 use crate::{admin, ads::server::Ads, push::Pusher};
 use anyhow::Context as _;
-use mesh_config::source::{DirOptions, watch_dir};
+use mesh_config::source::{DirOptions, Reader, watch_dir};
 use mesh_identity::{
     grpc,
     tls::{ClientAuth, ServerTls},
     workload,
+};
+use mesh_kube::{
+    KubeArgs,
+    source::{ISTIO_GROUPS, MIXER_GROUP, Wanted},
 };
 use mesh_runtime::{CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, shutdown};
 use std::{net::SocketAddr, path::PathBuf};
@@ -24,8 +28,17 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub ca: CaClientArgs,
     /// Directory with the mesh's YAML: Istio's kinds, Services, EndpointSlices, Pods; watched while running
-    #[arg(long, env = "CONFIG", value_name = "DIR")]
-    pub config: PathBuf,
+    #[arg(
+        long,
+        env = "CONFIG",
+        value_name = "DIR",
+        required_unless_present = "kube",
+        conflicts_with = "kube"
+    )]
+    pub config: Option<PathBuf>,
+    /// Or a cluster.
+    #[command(flatten)]
+    pub cluster: KubeArgs,
     /// Where to serve xDS without TLS; proxies are taken at their word there, so keep it on loopback
     #[arg(long, env = "XDS_PLAINTEXT", value_name = "IP:PORT")]
     pub xds_plaintext: Option<SocketAddr>,
@@ -44,7 +57,9 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         args.xds_plaintext.is_some() || args.xds_tls.is_some(),
         "nothing to serve: set --xds-plaintext or --xds-tls"
     );
-    anyhow::ensure!(args.config.is_dir(), "--config {}: not a directory", args.config.display());
+    if let Some(dir) = &args.config {
+        anyhow::ensure!(dir.is_dir(), "--config {}: not a directory", dir.display());
+    }
     let readiness = Readiness::new();
     let metrics = Metrics::for_process("pilot");
     let (trigger, watch) = drain::new();
@@ -52,11 +67,8 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
 
     let pusher = Pusher::new();
     admin::metrics(&metrics, &pusher);
-    let synced = readiness.condition("configuration", "the directory has not been read yet");
-    let drained = watch.clone();
-    let (reader, reading) =
-        watch_dir(args.config.clone(), DirOptions::default(), async move { drained.signaled().await });
-    tokio::spawn(reading);
+    let synced = readiness.condition("configuration", "it has not been read completely yet");
+    let reader = source(&args, &watch).await?;
     let mut first = reader.clone();
     tokio::spawn(async move {
         first.synced().await;
@@ -109,6 +121,28 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     drop(watch);
     signals.drain_on_signal(trigger, args.common.grace()).await;
     Ok(())
+}
+
+/// Starts to read the configuration.
+async fn source(args: &ServeArgs, watch: &drain::Watch) -> anyhow::Result<Reader> {
+    let drained = watch.clone();
+    let stop = async move { drained.signaled().await };
+    if let Some(dir) = &args.config {
+        let (reader, reading) = watch_dir(dir.clone(), DirOptions::default(), stop);
+        tokio::spawn(reading);
+        return Ok(reader);
+    }
+    let namespace = &args.cluster.mesh_namespace;
+    let wanted = Wanted::new(namespace)
+        .services()
+        .endpoint_slices()
+        .pods()
+        .namespaces()
+        .gateway_secrets(namespace)
+        .groups(ISTIO_GROUPS.iter().copied().chain([MIXER_GROUP]));
+    let (reader, _seen, reading) = mesh_kube::source::watch(mesh_kube::client().await?, wanted, stop);
+    tokio::spawn(reading);
+    Ok(reader)
 }
 
 fn report(end: Result<(), tonic::transport::Error>) {

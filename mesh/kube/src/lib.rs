@@ -4,8 +4,11 @@
 //! Kept true: an API server that is away changes nothing that is served; writes are small, rare, and say whose they are.
 //! Not here: what objects mean (`mesh-config` and the components).
 
+mod args;
 mod client;
+pub mod source;
 
+pub use args::KubeArgs;
 pub use client::{FIELD_MANAGER, client, identity};
 pub use k8s_openapi;
 pub use kube;

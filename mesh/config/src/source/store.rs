@@ -5,7 +5,7 @@
 //! same object the one modified last wins. Not here: watching files (`dir`).
 
 use crate::diagnostic::Diagnostic;
-use crate::kinds::{MESH_CONFIG_MAP, ROOT_NAMESPACE};
+use crate::kinds::{MESH_CONFIG_MAP, MeshConfig, ROOT_NAMESPACE};
 use crate::object::{ObjectKey, Origin};
 use crate::parse::{Parsed, parse_json, parse_text};
 use crate::resource::Resource;
@@ -29,6 +29,8 @@ pub struct Store {
     touched: BTreeSet<ObjectKey>,
     stale_findings: bool,
     draft: Snapshot,
+    /// Where the mesh config is, and mesh-wide objects if it does not say else.
+    mesh_namespace: Arc<str>,
     out: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -53,8 +55,15 @@ impl Default for Store {
 }
 
 impl Store {
-    /// An empty configuration, not yet synced.
+    /// An empty configuration, not yet synced, of a mesh that lives in `istio-system`.
     pub fn new() -> Self {
+        Self::in_namespace(ROOT_NAMESPACE)
+    }
+
+    /// An empty configuration, not yet synced, of a mesh whose components live in this namespace.
+    pub fn in_namespace(mesh_namespace: &str) -> Self {
+        let mut draft = Snapshot::default();
+        draft.mesh = Arc::new(rooted(draft.mesh.as_ref().clone(), mesh_namespace));
         Self {
             sources: BTreeMap::new(),
             holders: HashMap::new(),
@@ -63,8 +72,9 @@ impl Store {
             batch: 0,
             touched: BTreeSet::new(),
             stale_findings: false,
-            draft: Snapshot::default(),
-            out: watch::Sender::new(Arc::default()),
+            out: watch::Sender::new(Arc::new(draft.clone())),
+            draft,
+            mesh_namespace: mesh_namespace.into(),
         }
     }
 
@@ -243,8 +253,9 @@ impl Store {
             }
         }
         if !self.draft.config_maps.same(&maps_before) {
-            let map = self.draft.config_maps.get(ROOT_NAMESPACE, MESH_CONFIG_MAP);
+            let map = self.draft.config_maps.get(&self.mesh_namespace, MESH_CONFIG_MAP);
             let mesh = map.map(|map| validate::mesh_config(map).0).unwrap_or_default();
+            let mesh = rooted(mesh, &self.mesh_namespace);
             if *self.draft.mesh != mesh {
                 self.draft.mesh = Arc::new(mesh);
             }
@@ -286,6 +297,14 @@ impl Store {
         }
         all
     }
+}
+
+/// Mesh config whose root namespace, where none is written, is that of the mesh.
+fn rooted(mut mesh: MeshConfig, mesh_namespace: &str) -> MeshConfig {
+    if mesh.root_namespace == ROOT_NAMESPACE {
+        mesh_namespace.clone_into(&mut mesh.root_namespace);
+    }
+    mesh
 }
 
 /// True when a finding says that nobody knows the kind of an object that has the namespace and the name of `key`.
