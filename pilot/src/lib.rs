@@ -5,6 +5,7 @@
 //! Not here: YAML and its checks (`mesh-config`), the decision per request (`mesh-traffic`).
 
 pub mod admin;
+pub mod admission;
 pub mod ads;
 pub mod cli;
 pub mod explain;

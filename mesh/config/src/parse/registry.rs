@@ -4,9 +4,12 @@
 //! Kept true: a kind that has no effect here is always said to have none.
 //! Not here: typed kinds (`resource`).
 
-use super::Draft;
+use super::{Draft, UNKNOWN_FIELD};
+use crate::kinds;
 use crate::object::Gvk;
 use crate::resource::Kind;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Groups whose kinds we type, and the versions of them that are served.
 const VERSIONS: &[(&str, &[&str])] = &[
@@ -88,6 +91,29 @@ const CARRIED: &[(&str, &[&str])] = &[
     ("apps.openshift.io", &["DeploymentConfig"]),
 ];
 
+/// Kinds without effect are held to their shape all the same, as an API server holds them. Those that take anything
+/// (raw patches, scripts) and those of 1.1 have none.
+fn check_shape(name: &str, draft: &mut Draft<'_>) {
+    let spec = draft.json.get("spec").cloned().unwrap_or_else(|| serde_json::json!({}));
+    let (unknown, wrong) = match name {
+        "ProxyConfig" => shape::<kinds::ProxyConfigObject>(spec),
+        "WorkloadGroup" => shape::<kinds::WorkloadGroup>(spec),
+        "WasmPlugin" => shape::<kinds::WasmPlugin>(spec),
+        _ => return,
+    };
+    for field in unknown {
+        draft.warn(&field, UNKNOWN_FIELD);
+    }
+    if let Some((field, why)) = wrong {
+        draft.error(&field, why);
+    }
+}
+
+fn shape<T: DeserializeOwned>(spec: Value) -> (Vec<String>, Option<(String, String)>) {
+    let typed = super::typed::<T>("spec", spec);
+    (typed.unknown, typed.body.err())
+}
+
 /// Says what is odd about the group, version and kind of an object.
 pub(super) fn check(kind: Kind, gvk: &Gvk, draft: &mut Draft<'_>) {
     let (group, name) = (&*gvk.group, &*gvk.kind);
@@ -103,6 +129,7 @@ pub(super) fn check(kind: Kind, gvk: &Gvk, draft: &mut Draft<'_>) {
     }
     if let Some((_, _, instead)) = NOT_HONOURED.iter().find(|(g, k, _)| *g == group && *k == name) {
         draft.warn("kind", format!("{name} has no effect here: {instead}"));
+        check_shape(name, draft);
         return;
     }
     let carried = CARRIED.iter().any(|(g, kinds)| *g == group && kinds.contains(&name));

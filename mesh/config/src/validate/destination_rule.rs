@@ -13,6 +13,8 @@ pub(super) fn check(rule: &DestinationRule, f: &mut Findings<'_>) {
     if let Some(policy) = &rule.traffic_policy {
         traffic_policy(policy, "spec.trafficPolicy", f);
     }
+    super::security::labels(rule.workload_selector.as_ref(), "spec.workloadSelector.matchLabels", f);
+    f.most(rule.subsets.len(), 1024, "spec.subsets");
     for (i, subset) in rule.subsets.iter().enumerate() {
         let at = format!("spec.subsets[{i}]");
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
@@ -52,6 +54,7 @@ fn traffic_policy(policy: &TrafficPolicy, field: &str, f: &mut Findings<'_>) {
     f.unsupported(policy.tunnel.is_some(), format!("{field}.tunnel"));
     f.unsupported(policy.proxy_protocol.is_some(), format!("{field}.proxyProtocol"));
     f.unsupported(policy.retry_budget.is_some(), format!("{field}.retryBudget"));
+    f.most(policy.port_level_settings.len(), 256, format!("{field}.portLevelSettings"));
     for (i, port) in policy.port_level_settings.iter().enumerate() {
         let at = format!("{field}.portLevelSettings[{i}]");
         match port.port.number {

@@ -146,6 +146,14 @@ pub(super) fn service_entry(entry_: &ServiceEntry, f: &mut Findings<'_>) {
     if entry_.hosts.is_empty() {
         f.error("spec.hosts", "is empty: name at least one host");
     }
+    for (part, count, most) in [
+        ("hosts", entry_.hosts.len(), 256),
+        ("addresses", entry_.addresses.len(), 256),
+        ("ports", entry_.ports.len(), 256),
+        ("endpoints", entry_.endpoints.len(), 4096),
+    ] {
+        f.most(count, most, format!("spec.{part}"));
+    }
     for (i, host) in entry_.hosts.iter().enumerate() {
         f.host(host, nth("spec.hosts", i));
         if host == "*" {

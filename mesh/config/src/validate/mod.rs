@@ -142,6 +142,13 @@ impl<'a> Findings<'a> {
         }
     }
 
+    /// At most so many items or keys, as the API server's schemas have it.
+    fn most(&mut self, count: usize, most: usize, field: impl AsRef<str>) {
+        if count > most {
+            self.error(field, format!("has {count} items: use at most {most}, or several objects"));
+        }
+    }
+
     /// A host name: DNS labels, optionally with a leading `*` label; `ip` and `*` as allowed.
     fn host(&mut self, host: &str, field: impl AsRef<str>) {
         if let Err(why) = check_host(host) {

@@ -20,9 +20,19 @@ pub(super) fn peer_authentication(pa: &PeerAuthentication, f: &mut Findings<'_>)
 }
 
 fn selector(selector: Option<&MatchSelector>, f: &mut Findings<'_>) {
-    for key in selector.iter().flat_map(|s| s.match_labels.keys()) {
+    labels(selector, "spec.selector.matchLabels", f);
+}
+
+pub(super) fn labels(selector: Option<&MatchSelector>, field: &str, f: &mut Findings<'_>) {
+    let labels = selector.into_iter().flat_map(|s| &s.match_labels);
+    f.most(labels.clone().count(), 4096, field);
+    for (key, value) in labels {
         if key.is_empty() || key.contains('*') {
-            f.error("spec.selector.matchLabels", format!("{key:?} is no label: wildcards are not supported"));
+            f.error(field, format!("{key:?} is no label: wildcards are not supported"));
+        }
+        if value.contains('*') || value.len() > 63 {
+            let why = format!("{value:?} is no label value: wildcards are not supported, nor more than 63 letters");
+            f.error(super::entry(field, key), why);
         }
     }
 }
@@ -306,6 +316,9 @@ pub(super) fn telemetry(t: &Telemetry, f: &mut Findings<'_>) {
         }
         if tracing.providers.len() > 1 {
             f.error(format!("{at}.providers"), "names several tracers: only one is supported");
+        }
+        for (j, _) in tracing.providers.iter().enumerate().filter(|(_, p)| p.name.is_empty()) {
+            f.error(format!("{at}.providers[{j}].name"), "is empty: name a provider of the mesh configuration");
         }
         for (name, tag) in &tracing.custom_tags {
             let at = super::entry(&format!("{at}.customTags"), name);
