@@ -3,7 +3,7 @@
 //! In: flags. Out: a process that runs until SIGTERM. Kept true: nothing is served before everything was read once;
 //! readiness says what is missing. Not here: what is served (`push`), the questions (`admin`).
 
-use crate::{admin, ads::server::Ads, push::Pusher};
+use crate::{admin, admission, ads::server::Ads, push::Pusher};
 use anyhow::Context as _;
 use mesh_config::source::{DirOptions, Reader, watch_dir};
 use mesh_identity::{
@@ -45,6 +45,9 @@ pub struct ServeArgs {
     /// Where to serve xDS over mutual TLS; a proxy gets only what is its own there
     #[arg(long, env = "XDS_TLS", value_name = "IP:PORT")]
     pub xds_tls: Option<SocketAddr>,
+    /// Where to serve the validating webhook over HTTPS, path /validate
+    #[arg(long, env = "WEBHOOK", value_name = "IP:PORT")]
+    pub webhook: Option<SocketAddr>,
 }
 
 /// Runs until a signal.
@@ -101,12 +104,22 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
             report(end);
         });
     }
-    if let Some(address) = args.xds_tls {
+    let store = match args.xds_tls.or(args.webhook) {
+        Some(address) => {
+            let condition = readiness.condition("certificate", "citadel has not answered yet");
+            let started =
+                workload::start(&args.ca, None, Some(address.ip()), &metrics, condition, watch.clone());
+            Some(started.map_err(anyhow::Error::msg).context("certificate of pilot")?)
+        }
+        None => None,
+    };
+    if let (Some(address), Some(store)) = (args.webhook, store.clone()) {
         let listener = listen::bind(address)?;
-        let condition = readiness.condition("certificate", "citadel has not answered yet");
-        let store = workload::start(&args.ca, None, Some(address.ip()), &metrics, condition, watch.clone())
-            .map_err(anyhow::Error::msg)
-            .context("certificate of pilot")?;
+        tracing::info!(%address, "serving the validating webhook");
+        tokio::spawn(admission::server::serve(listener, store, watch.clone()));
+    }
+    if let (Some(address), Some(store)) = (args.xds_tls, store) {
+        let listener = listen::bind(address)?;
         let tls = ServerTls::grpc(ClientAuth::Required);
         let incoming = grpc::incoming(listener, store, tls, grpc::Limits::default(), watch.clone());
         let (server, drained) = (server(), watch.clone());

@@ -44,7 +44,8 @@ enum Is {
 impl Case {
     fn object(&self) -> Value {
         let all = mesh_config::schema::definitions();
-        let definition = all.iter().find(|d| d.kind == self.kind).expect("every kind of the table has a schema");
+        let definition =
+            all.iter().find(|d| d.kind == self.kind).expect("every kind of the table has a schema");
         let version = self.api.as_deref().unwrap_or(definition.versions[0]);
         assert!(definition.versions.contains(&version), "{} has no version {version}", self.kind);
         let mut object = json!({
@@ -117,7 +118,10 @@ fn by_pilot(case: &Case) -> Result<(), Failed> {
     let good = match case.is {
         Is::Ok => errors.is_empty() && warnings.is_empty(),
         Is::Warn => errors.is_empty() && said(&warnings),
-        Is::Unknown => errors.is_empty() && warnings.iter().any(|w| w.contains("unknown field") && w.contains(&case.says)),
+        Is::Unknown => {
+            errors.is_empty()
+                && warnings.iter().any(|w| w.contains("unknown field") && w.contains(&case.says))
+        }
         Is::Schema | Is::Pilot => said(&errors),
     };
     if good { Ok(()) } else { Err(format!("{case:?}\nerrors {errors:#?}\nwarnings {warnings:#?}").into()) }
@@ -137,14 +141,18 @@ impl Cluster {
         }
         let kubectl = std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
         let mut cluster = Self { kubectl, webhook: false };
-        let get = cluster.run(&["get", "crd", "virtualservices.networking.istio.io", "rules.config.istio.io"], None);
+        let get = cluster
+            .run(&["get", "crd", "virtualservices.networking.istio.io", "rules.config.istio.io"], None);
         match get {
             Err(e) => return Err(format!("no kubectl: {e}")),
-            Ok(out) if !out.status.success() => return Err("the cluster has no definitions of deploy/crds".to_owned()),
+            Ok(out) if !out.status.success() => {
+                return Err("the cluster has no definitions of deploy/crds".to_owned());
+            }
             Ok(_) => {}
         }
         let path = "jsonpath={.webhooks[0].failurePolicy}";
-        let policy = cluster.run(&["get", "validatingwebhookconfiguration", "crema-validator", "-o", path], None);
+        let policy =
+            cluster.run(&["get", "validatingwebhookconfiguration", "crema-validator", "-o", path], None);
         cluster.webhook = policy.is_ok_and(|out| out.stdout == b"Fail");
         Ok(cluster)
     }
@@ -185,7 +193,9 @@ impl Cluster {
     fn file(&self, file: &Path) -> Result<(), Failed> {
         let (passed, said) = self.apply(&file.to_string_lossy(), None)?;
         // A namespace that the manifest makes may not be there yet.
-        let other = said.lines().filter(|l| l.contains("rror") && !l.contains("namespaces \"istio-system\" not found"));
+        let other = said
+            .lines()
+            .filter(|l| l.contains("rror") && !l.contains("namespaces \"istio-system\" not found"));
         if passed || other.count() == 0 { Ok(()) } else { Err(said.into()) }
     }
 }

@@ -53,7 +53,8 @@ pub fn answer(review: &Value) -> Result<Value, String> {
     let mut response = json!({ "uid": uid, "allowed": verdict.errors.is_empty() });
     if !verdict.errors.is_empty() {
         let message: Vec<_> = verdict.errors.iter().map(Finding::line).collect();
-        let cause = |f: &Finding| json!({ "reason": "FieldValueInvalid", "field": f.field, "message": f.why });
+        let cause =
+            |f: &Finding| json!({ "reason": "FieldValueInvalid", "field": f.field, "message": f.why });
         response["status"] = json!({
             "code": 422, "reason": "Invalid", "message": message.join("; "),
             "details": { "causes": verdict.errors.iter().map(cause).collect::<Vec<_>>() },

@@ -45,7 +45,8 @@ fn what_is_gone_or_unchanged_or_only_a_status_passes() {
         let answer = review(operation, object, old);
         assert_eq!(answer["response"]["allowed"], allowed, "{operation} {object}");
     }
-    let mut request = json!({ "operation": "UPDATE", "subResource": "status", "object": bad, "oldObject": other });
+    let mut request =
+        json!({ "operation": "UPDATE", "subResource": "status", "object": bad, "oldObject": other });
     assert!(judge(&request).errors.is_empty());
     request["subResource"] = json!("");
     assert!(!judge(&request).errors.is_empty());
@@ -75,7 +76,10 @@ fn what_is_no_review_is_refused_with_the_reason() {
     for (body, want) in [
         (json!({}), "not an admission.k8s.io AdmissionReview"),
         (json!({ "kind": "AdmissionReview", "apiVersion": "v1" }), "not an admission.k8s.io AdmissionReview"),
-        (json!({ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": {} }), "no request.uid"),
+        (
+            json!({ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": {} }),
+            "no request.uid",
+        ),
     ] {
         assert!(answer(&body).expect_err("no review").contains(want), "{body}");
     }

@@ -31,7 +31,8 @@ pub(super) fn labels(selector: Option<&MatchSelector>, field: &str, f: &mut Find
             f.error(field, format!("{key:?} is no label: wildcards are not supported"));
         }
         if value.contains('*') || value.len() > 63 {
-            let why = format!("{value:?} is no label value: wildcards are not supported, nor more than 63 letters");
+            let why =
+                format!("{value:?} is no label value: wildcards are not supported, nor more than 63 letters");
             f.error(super::entry(field, key), why);
         }
     }
@@ -318,7 +319,10 @@ pub(super) fn telemetry(t: &Telemetry, f: &mut Findings<'_>) {
             f.error(format!("{at}.providers"), "names several tracers: only one is supported");
         }
         for (j, _) in tracing.providers.iter().enumerate().filter(|(_, p)| p.name.is_empty()) {
-            f.error(format!("{at}.providers[{j}].name"), "is empty: name a provider of the mesh configuration");
+            f.error(
+                format!("{at}.providers[{j}].name"),
+                "is empty: name a provider of the mesh configuration",
+            );
         }
         for (name, tag) in &tracing.custom_tags {
             let at = super::entry(&format!("{at}.customTags"), name);
