@@ -4,6 +4,7 @@
 //! Not here: anything a user's mesh needs at run time.
 
 pub mod backends;
+pub mod bench;
 pub mod demo;
 pub mod differential;
 pub mod faults;

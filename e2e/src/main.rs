@@ -7,6 +7,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use e2e::{
+    bench::{self, BenchArgs},
     demo::{self, DemoArgs},
     node::process,
     up::{self, UpArgs},
@@ -26,6 +27,8 @@ enum Verb {
     Demo(DemoArgs),
     /// Run the Espresso Shop in a mesh until Ctrl-C.
     Up(UpArgs),
+    /// Measure the proxy beside Envoy, HAProxy and nginx: CPU per request, memory, latency.
+    Bench(BenchArgs),
     /// First stage of a child process (used by the other verbs).
     #[command(hide = true)]
     ExecChild {
@@ -52,6 +55,10 @@ fn run() -> anyhow::Result<ExitCode> {
         process::exec_child(parent, &PathBuf::from(program), args)?;
         return Ok(ExitCode::FAILURE);
     }
+    let bin = match &verb {
+        Verb::Bench(args) => bench::prepare(args)?,
+        _ => PathBuf::new(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match verb {
@@ -62,6 +69,9 @@ fn run() -> anyhow::Result<ExitCode> {
                     // Children die with this process.
                     cause = signals.recv() => anyhow::bail!("{cause}"),
                 }
+            }
+            Verb::Bench(args) => {
+                Ok(if bench::run(args, bin).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             Verb::Up(args) => up::up(args).await.map(|()| ExitCode::SUCCESS),
             Verb::ExecChild { .. } => Ok(ExitCode::FAILURE),
