@@ -116,6 +116,10 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     if let (Some(address), Some(store)) = (args.webhook, store.clone()) {
         let listener = listen::bind(address)?;
         tracing::info!(%address, "serving the validating webhook");
+        if args.cluster.kube {
+            let (client, namespace) = (mesh_kube::client().await?, args.cluster.mesh_namespace.clone());
+            tokio::spawn(admission::register::keep(client, namespace, store.clone(), watch.clone()));
+        }
         tokio::spawn(admission::server::serve(listener, store, watch.clone()));
     }
     if let (Some(address), Some(store)) = (args.xds_tls, store) {

@@ -4,6 +4,7 @@
 //! Kept true: nothing is refused that `pilot validate` accepts; an object that is left as it was or is going away
 //! always passes. Not here: TLS and HTTP (`server`), what makes an error (`mesh_config::validate`).
 
+pub mod register;
 pub mod server;
 
 #[cfg(test)]
@@ -55,9 +56,14 @@ pub fn answer(review: &Value) -> Result<Value, String> {
         let message: Vec<_> = verdict.errors.iter().map(Finding::line).collect();
         let cause =
             |f: &Finding| json!({ "reason": "FieldValueInvalid", "field": f.field, "message": f.why });
+        // With kind, name and causes kubectl writes it as it writes the refusals of schemas.
         response["status"] = json!({
             "code": 422, "reason": "Invalid", "message": message.join("; "),
-            "details": { "causes": verdict.errors.iter().map(cause).collect::<Vec<_>>() },
+            "details": {
+                "group": text("/request/kind/group"), "kind": text("/request/kind/kind"),
+                "name": text("/request/name"),
+                "causes": verdict.errors.iter().map(cause).collect::<Vec<_>>(),
+            },
         });
     }
     if !verdict.warnings.is_empty() {

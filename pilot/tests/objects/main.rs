@@ -1,17 +1,20 @@
 //! What becomes of objects, as data: judged by pilot's webhook, and by a real API server with our definitions.
 //!
 //! The second half needs `KUBECONFIG` of a cluster with `deploy/crds` applied, and `kubectl`; without them its tests
-//! show as ignored with the reason. With the webhook installed there, its words are looked for in kubectl's as well.
+//! show as ignored with the reason. Where no mesh is installed, this program serves the webhook while it runs.
 
+mod cluster;
+mod webhook;
+
+use cluster::Cluster;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pilot::admission::{Verdict, judge};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use webhook::Served;
 
-const OBJECTS: &str = include_str!("data/objects.yaml");
+const OBJECTS: &str = include_str!("../data/objects.yaml");
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,7 +69,8 @@ impl Case {
 fn main() {
     let cases: Vec<Case> = serde_saphyr::from_str(OBJECTS).expect("the table is as its head says");
     assert!(cases.len() >= 150, "only {} objects", cases.len());
-    let cluster = Cluster::find();
+    let mut cluster = Cluster::find();
+    let (served, webhook) = webhook::serve_where_nobody_does(&mut cluster);
     let mut trials = vec![Trial::test("the table has accepted and refused objects of every kind", {
         let cases = cases.clone();
         move || every_kind(&cases)
@@ -87,7 +91,20 @@ fn main() {
             Err(why) => ignored(&title, &why),
         });
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    trials.push(match (&served, &cluster) {
+        (_, Err(why)) => ignored("cluster: the webhook closes itself", why),
+        (Served::NotByUs, Ok(_)) => {
+            ignored("cluster: the webhook closes itself", "a mesh is installed there")
+        }
+        (Served::Failed(why), Ok(_)) => {
+            let why = why.clone();
+            Trial::test("cluster: the webhook closes itself", move || Err(why.into()))
+        }
+        (Served::ByUs, Ok(_)) => Trial::test("cluster: the webhook closes itself", || Ok(())),
+    });
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    drop(webhook);
+    conclusion.exit();
 }
 
 fn ignored(title: &str, why: &str) -> Trial {
@@ -125,79 +142,6 @@ fn by_pilot(case: &Case) -> Result<(), Failed> {
         Is::Schema | Is::Pilot => said(&errors),
     };
     if good { Ok(()) } else { Err(format!("{case:?}\nerrors {errors:#?}\nwarnings {warnings:#?}").into()) }
-}
-
-#[derive(Clone, Debug)]
-struct Cluster {
-    kubectl: String,
-    /// Whether pilot's webhook refuses there.
-    webhook: bool,
-}
-
-impl Cluster {
-    fn find() -> Result<Self, String> {
-        if std::env::var_os("KUBECONFIG").is_none() {
-            return Err("no KUBECONFIG".to_owned());
-        }
-        let kubectl = std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
-        let mut cluster = Self { kubectl, webhook: false };
-        let get = cluster
-            .run(&["get", "crd", "virtualservices.networking.istio.io", "rules.config.istio.io"], None);
-        match get {
-            Err(e) => return Err(format!("no kubectl: {e}")),
-            Ok(out) if !out.status.success() => {
-                return Err("the cluster has no definitions of deploy/crds".to_owned());
-            }
-            Ok(_) => {}
-        }
-        let path = "jsonpath={.webhooks[0].failurePolicy}";
-        let policy =
-            cluster.run(&["get", "validatingwebhookconfiguration", "crema-validator", "-o", path], None);
-        cluster.webhook = policy.is_ok_and(|out| out.stdout == b"Fail");
-        Ok(cluster)
-    }
-
-    fn run(&self, args: &[&str], input: Option<&str>) -> std::io::Result<Output> {
-        let mut child = Command::new(&self.kubectl)
-            .args(["--request-timeout=20s"])
-            .args(args)
-            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let (Some(mut pipe), Some(text)) = (child.stdin.take(), input) {
-            pipe.write_all(text.as_bytes())?;
-        }
-        child.wait_with_output()
-    }
-
-    fn apply(&self, file: &str, input: Option<&str>) -> Result<(bool, String), Failed> {
-        let out = self.run(&["apply", "--dry-run=server", "--validate=strict", "-f", file], input)?;
-        Ok((out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned()))
-    }
-
-    fn judge(&self, case: &Case) -> Result<(), Failed> {
-        let (passed, said) = self.apply("-", Some(&case.object().to_string()))?;
-        let by_webhook = said.contains("denied the request");
-        let good = match case.is {
-            Is::Ok => passed && !said.contains("Warning:"),
-            Is::Warn => passed && (!self.webhook || said.contains("Warning:") && said.contains(&case.says)),
-            Is::Unknown => !passed && said.contains("unknown field"),
-            Is::Schema => !passed && !by_webhook && !said.contains("unknown field"),
-            Is::Pilot if self.webhook => by_webhook && said.contains(&case.says),
-            Is::Pilot => passed,
-        };
-        if good { Ok(()) } else { Err(format!("{case:?}\npassed: {passed}\n{said}").into()) }
-    }
-
-    fn file(&self, file: &Path) -> Result<(), Failed> {
-        let (passed, said) = self.apply(&file.to_string_lossy(), None)?;
-        // A namespace that the manifest makes may not be there yet.
-        let other = said
-            .lines()
-            .filter(|l| l.contains("rror") && !l.contains("namespaces \"istio-system\" not found"));
-        if passed || other.count() == 0 { Ok(()) } else { Err(said.into()) }
-    }
 }
 
 /// The sample author's files where they lie beside the workspace, and our own of the talk.
