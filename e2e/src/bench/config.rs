@@ -107,6 +107,17 @@ fn routes(yaml: &mut String, name: &str) {
     .expect("writing to a string");
 }
 
+/// A hundred services whose one endpoint is at address `host`.
+#[must_use]
+pub fn moving(places: &Places, file: usize, host: u8) -> String {
+    let mut yaml = String::new();
+    for number in 0..100 {
+        let name = format!("moving-{file}-{number}");
+        service(&mut yaml, &name, "http", HTTP, HTTP, &places.ip(host).to_string());
+    }
+    yaml
+}
+
 /// Rules that do not match, and last the one that lets the client in.
 fn rbac(yaml: &mut String, rules: usize) {
     yaml.push_str(

@@ -3,7 +3,7 @@
 //! In: a [`Row`] and a [`World`]. Out: [`Measured`]. Kept true: each round visits every competitor once; CPU time is what the kernel
 //! accounted to the proxies' processes between start and end of the load. Not here: tables (`report`).
 
-use std::{collections::BTreeMap, io, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
 use tokio::{
@@ -14,10 +14,10 @@ use tokio::{
 use super::{
     config,
     generate::{self, To, Work},
-    process::Usage,
+    process::{PROXY_CORE, Usage},
     rows::{Kind, Row},
     stats::Series,
-    world::{EGRESS, GRPC, HTTP, STREAM, Who, World, host},
+    world::{EGRESS, GRPC, HTTP, Places, STREAM, Who, World, host},
 };
 use crate::load::{self, Load};
 
@@ -84,22 +84,24 @@ pub fn to(world: &World, row: &Row, who: Who) -> To {
 pub async fn row(world: &World, row: &Row, pace: Pace) -> anyhow::Result<Measured> {
     let who: Vec<Who> = row.who.iter().copied().filter(|who| world.has(*who)).collect();
     let mut figures: BTreeMap<Who, Figures> = who.iter().map(|who| (*who, Figures::default())).collect();
-    if !matches!(row.kind, Kind::Idle) {
+    if !matches!(row.kind, Kind::Idle | Kind::Lookup(_)) {
         same_bytes(world, row, &who).await?;
     }
     if let Kind::CpuPerRequest(work) | Kind::CpuPerMib(work) = row.kind {
         for who in &who {
-            // Warm-up: connections, caches, branch predictors.
-            generate::run(work, &to(world, row, *who), Duration::from_secs(1))
-                .await
-                .with_context(|| who.name())?;
+            // Warm-up: connections, caches, branch predictors. What fails here fails in the rounds as well.
+            let _warm = generate::run(work, &to(world, row, *who), Duration::from_secs(1)).await;
         }
     }
-    let once = matches!(row.kind, Kind::Idle | Kind::PerConnection { .. } | Kind::Syscalls(_));
+    let once =
+        matches!(row.kind, Kind::Idle | Kind::PerConnection { .. } | Kind::Lookup(_) | Kind::Syscalls(_));
     for _ in 0..if once { 1 } else { pace.rounds } {
         for who in &who {
             let mine = figures.get_mut(who).context("figures for each competitor")?;
-            part(world, row, *who, pace, mine).await.with_context(|| who.name())?;
+            // Another program may have held a core for longer than a whole part: once more, then it is an error.
+            if part(world, row, *who, pace, mine).await.is_err() {
+                part(world, row, *who, pace, mine).await.with_context(|| who.name())?;
+            }
         }
     }
     Ok(Measured { row: row.clone(), figures })
@@ -122,21 +124,31 @@ async fn part(world: &World, row: &Row, who: Who, pace: Pace, figures: &mut Figu
             figures.switches.0.push(float(used.switches) / float(done.requests));
         }
         Kind::Latency { rate, quantile } => {
-            let load = Load {
-                to: to.address,
-                from: None,
-                target: "/1k".to_owned(),
-                host: to.host,
-                headers: Vec::new(),
-                rate,
-                lasting: pace.part,
-                fresh_every: 0,
-                expect: 200,
-            };
-            let report = load::run(load).await?;
-            ensure!(report.failures() == 0, "{report}");
-            figures.main.0.push(float(report.latency.value_at_quantile(quantile)));
+            figures.main.0.push(latency(&to, rate, quantile, pace.part).await?);
             figures.rate.0.push(f64::from(rate));
+        }
+        Kind::Churn { rate } => {
+            let without = latency(&to, rate, 0.99, pace.part).await?;
+            let changes = tokio::spawn(churn(world.config.clone(), world.places.clone()));
+            let with = latency(&to, rate, 0.99, pace.part).await;
+            changes.abort();
+            figures.main.0.push(with? / without);
+            figures.rate.0.push(f64::from(rate));
+        }
+        Kind::Lookup(services) => {
+            let program = world.bin.join("examples/lookup");
+            let mut command = tokio::process::Command::new("taskset");
+            command.args(["-c", PROXY_CORE]).arg(&program).arg(services.to_string());
+            let out = command.output().await?;
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            let figure = text.split_whitespace().nth(2).and_then(|n| n.parse().ok());
+            let how = || {
+                format!(
+                    "{} says nothing: cargo build --profile dist -p mesh-traffic --example lookup",
+                    program.display()
+                )
+            };
+            figures.main.0.push(figure.with_context(how)?);
         }
         Kind::Idle => figures.main.0.push(float(Usage::of(&pids)?.rss_kib) * 1024.0 / 1e6),
         Kind::PerConnection { http2 } => {
@@ -151,6 +163,40 @@ async fn part(world: &World, row: &Row, who: Who, pace: Pace, figures: &mut Figu
             figures.main.0.push(float(grown) * 1024.0 / 1000.0 / f64::from(CONNECTIONS));
         }
         Kind::Syscalls(work) => figures.main.0.push(syscalls(work, &to, &pids).await?),
+    }
+    Ok(())
+}
+
+/// A quantile of latency at a fixed rate, in microseconds.
+async fn latency(to: &To, rate: u32, quantile: f64, lasting: Duration) -> anyhow::Result<f64> {
+    let load = Load {
+        to: to.address,
+        from: None,
+        target: "/1k".to_owned(),
+        host: to.host.clone(),
+        headers: Vec::new(),
+        rate,
+        lasting,
+        fresh_every: 0,
+        expect: 200,
+    };
+    let report = load::run(load).await?;
+    ensure!(report.failures() == 0, "{report}");
+    Ok(float(report.latency.value_at_quantile(quantile)))
+}
+
+/// A thousand endpoints that move once per second: ten files with a hundred services each, one file every tenth of a second, so
+/// that each stands long enough to be read.
+async fn churn(config: PathBuf, places: Places) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    for lap in 0_u8.. {
+        for file in 0..10 {
+            tick.tick().await;
+            let yaml = config::moving(&places, file, 40 + lap % 2);
+            let (hidden, path) = (config.join(".moving.tmp"), config.join(format!("moving-{file}.yaml")));
+            tokio::fs::write(&hidden, yaml).await?;
+            tokio::fs::rename(&hidden, &path).await?;
+        }
     }
     Ok(())
 }

@@ -84,13 +84,27 @@ pub fn prepare(args: &BenchArgs) -> anyhow::Result<PathBuf> {
 fn build() -> anyhow::Result<PathBuf> {
     eprintln!("building the five binaries in the dist profile (minutes, the first time)");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = Command::new(&cargo);
     command.args(["build", "--locked", "--quiet", "--profile", "dist", "--bins"]).current_dir(peers::root());
     for package in page::BINARIES {
         command.args(["-p", package]);
     }
-    let status = command.status().context("cargo does not start")?;
-    ensure!(status.success(), "cargo build ended with {status}");
+    let mut example = Command::new(&cargo);
+    example.args([
+        "build",
+        "--locked",
+        "--quiet",
+        "--profile",
+        "dist",
+        "-p",
+        "mesh-traffic",
+        "--example",
+        "lookup",
+    ]);
+    for command in [&mut command, example.current_dir(peers::root())] {
+        let status = command.status().context("cargo does not start")?;
+        ensure!(status.success(), "cargo build ended with {status}");
+    }
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| peers::root().join("target"), PathBuf::from);
     Ok(target.join("dist"))

@@ -20,6 +20,8 @@ pub fn unit(kind: Kind) -> &'static str {
         Kind::Latency { .. } => "µs",
         Kind::Idle => "MB",
         Kind::PerConnection { .. } => "KB",
+        Kind::Churn { .. } => "× p99 without changes",
+        Kind::Lookup(_) => "ns",
         Kind::Syscalls(_) => "calls/request",
     }
 }

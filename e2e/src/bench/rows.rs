@@ -48,6 +48,13 @@ pub enum Kind {
         /// HTTP/2 connections instead of HTTP/1.1.
         http2: bool,
     },
+    /// p99 with endpoints changing all the time, as a multiple of p99 without, one after the other.
+    Churn {
+        /// Requests per second.
+        rate: u32,
+    },
+    /// Finding the route of a request among so many services, in nanoseconds: `mesh-traffic`'s example `lookup`.
+    Lookup(u16),
     /// System calls per good answer, counted by strace.
     Syscalls(Work),
 }
@@ -134,10 +141,28 @@ pub fn all() -> Vec<Row> {
         },
         Row {
             who: MESH,
+            targets: vec![absolute(1.2)],
+            ..row(
+                "churn",
+                "p99 during 1,000 endpoint changes per second, at 500 requests per second",
+                Setup::FULL,
+                Kind::Churn { rate: 500 },
+            )
+        },
+        Row {
+            who: MESH,
             pair: true,
             ..row("pair", "sidecar pair, plaintext, 1 KiB, 32 connections", Setup::FULL, cpu(SMALL))
         },
     ];
+    for (id, title, services) in [
+        ("lookup-1", "route lookup, 1 service", 1),
+        ("lookup-200", "route lookup, 200 services", 200),
+        ("lookup-5000", "route lookup, 5,000 services", 5000),
+    ] {
+        let target = vec![absolute(200.0)];
+        rows.push(Row { who: OURS, targets: target, ..row(id, title, Setup::FULL, Kind::Lookup(services)) });
+    }
     rows.extend(bodies_and_streams());
     rows.extend(memory());
     rows.extend(mutual_tls());

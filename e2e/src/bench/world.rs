@@ -113,6 +113,8 @@ pub struct World {
     children: Vec<(String, Child)>,
     /// The directory that pilot watches.
     pub config: PathBuf,
+    /// Directory of our binaries.
+    pub bin: PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -171,7 +173,7 @@ impl World {
         let config = dir.path().join("config");
         fs::create_dir(&config)?;
         fs::write(config.join("mesh.yaml"), config::mesh(&places, setup))?;
-        let mut world = Self { places, children: Vec::new(), config, _dir: dir };
+        let mut world = Self { places, children: Vec::new(), config, bin: programs.bin.clone(), _dir: dir };
         world.application(programs)?;
         world.control_plane(programs, setup).await?;
         world.plain(programs)?;
