@@ -484,3 +484,49 @@ async fn raw_requests_mean_the_same_however_they_arrive() {
     }
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
+
+/// A handler that answers although the body broke, as a proxy does with its 400.
+#[tokio::test(start_paused = true)]
+async fn nothing_behind_a_broken_body_is_read_as_a_request() {
+    for body in
+        ["0\r\nx\r\n\r\n", "0\r\n: 1\r\n\r\n", "0\r\nx: 1\r\n 2\r\n\r\n", "0\r\nx: \0\r\n\r\n", "0x\r\n\r\n"]
+    {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let record = Rc::clone(&seen);
+        let handler = move |request: Request| {
+            let seen = Rc::clone(&record);
+            async move {
+                seen.borrow_mut().push(request.head.path().to_owned());
+                let broken = request.body.collect(1 << 20).await.is_err();
+                Response::new(if broken { StatusCode::BAD_REQUEST } else { StatusCode::OK })
+            }
+        };
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let head = "POST /first HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let bytes = format!("{head}{body}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.write_all(bytes.as_bytes()).await.expect("room");
+        let serve =
+            Serve { protocol: Protocol::Http1, scheme: Scheme::Http, limits: Rc::new(Limits::sidecar()) };
+        let mut answer = Vec::new();
+        let read = client.read_to_end(&mut answer);
+        let (_, end) = tokio::join!(serve.run(server, std::future::pending(), &handler), read);
+        end.expect("closed in order");
+        assert_eq!(*seen.borrow(), ["/first"], "{body:?}");
+        assert!(answer.starts_with(b"HTTP/1.1 400 "), "{body:?}: {}", answer.escape_ascii());
+    }
+}
+
+/// HTTP/2's preface mistyped: neither protocol, so neither protocol's answer.
+#[tokio::test(start_paused = true)]
+async fn where_the_protocol_is_guessed_what_is_no_http_is_closed_without_an_answer() {
+    let handler = |_: Request| async { Response::new(StatusCode::OK) };
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    client.write_all(b"INVALID CONNECTION PREFACE\r\n\r\n").await.expect("room");
+    let serve =
+        Serve { protocol: Protocol::Detect, scheme: Scheme::Http, limits: Rc::new(Limits::sidecar()) };
+    let mut answer = Vec::new();
+    let read = client.read_to_end(&mut answer);
+    let (end, _) = tokio::join!(serve.run(server, std::future::pending(), &handler), read);
+    assert!(matches!(end, proxy::codec::ConnEnd::Refused(_)), "{end:?}");
+    assert!(answer.is_empty(), "{}", answer.escape_ascii());
+}

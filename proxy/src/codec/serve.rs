@@ -74,6 +74,7 @@ impl Serve {
         let drain = pin!(drain);
         let mut drain = Drain { signal: drain, done: false };
         let mut read = BytesMut::new();
+        let guessed = matches!(self.protocol, Protocol::Detect);
         let http2 = match self.protocol {
             Protocol::Http1 => false,
             Protocol::Http2 => true,
@@ -87,7 +88,7 @@ impl Serve {
         if http2 {
             Box::pin(h2::serve(io, read, self.scheme, limits, &mut drain, handler)).await
         } else {
-            Box::pin(h1::serve(io, read, self.scheme, limits, &mut drain, handler)).await
+            Box::pin(h1::serve(io, read, self.scheme, limits, guessed, &mut drain, handler)).await
         }
     }
 

@@ -129,10 +129,20 @@ async fn connection(
         listener = other;
     }
     let looks = listener.inspect;
-    let (transport, server_name, protocols, before) = if looks.tls || looks.http {
+    // A chain with TLS agrees on a protocol out of those that the ClientHello names, also where none of this chooses the chain.
+    let secured = listener.all_chains().any(|chain| chain.tls.is_some());
+    let mut offers = Vec::new();
+    let (transport, server_name, protocols, before) = if looks.tls || looks.http || secured {
         let wait = inspect::patience(&listener);
-        let Some(seen) = inspect::look(&mut stream, wait, looks.tls, looks.http).await else { return };
-        (seen.transport, seen.server_name, seen.protocols, seen.before)
+        let tls = looks.tls || secured;
+        let Some(seen) = inspect::look(&mut stream, wait, tls, looks.http).await else { return };
+        if seen.transport == Transport::Tls && !looks.tls {
+            offers = seen.protocols;
+            (Transport::Raw, String::new(), Vec::new(), seen.before)
+        } else {
+            offers.clone_from(&seen.protocols);
+            (seen.transport, seen.server_name, seen.protocols, seen.before)
+        }
     } else {
         (Transport::Raw, String::new(), Vec::new(), bytes::Bytes::new())
     };
@@ -168,8 +178,7 @@ async fn connection(
     match &chain.tls {
         None => serve(conn, &active, &listener, &view, &chain, Protocol::Detect, stream).await,
         Some(settings) => {
-            let accepted =
-                tls::accept(&conn.worker.shared, &view.snapshot, settings, &protocols, stream).await;
+            let accepted = tls::accept(&conn.worker.shared, &view.snapshot, settings, &offers, stream).await;
             let accepted = match accepted {
                 Ok(accepted) => accepted,
                 Err(why) => {

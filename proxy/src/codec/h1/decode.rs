@@ -51,6 +51,8 @@ enum State {
     },
     UntilClose,
     Done,
+    /// What followed was no body: nobody knows where the next message would begin.
+    Broken,
 }
 
 impl Decoder {
@@ -92,6 +94,7 @@ impl Decoder {
         let mut gathered: Option<BytesMut> = None;
         loop {
             match self.state {
+                State::Broken => return Err(Refusal::bad("body is broken")),
                 State::Done => return Ok(gathered.map_or(Decoded::End, |data| Decoded::Data(data.freeze()))),
                 State::Length(left) => {
                     let Some(data) = take(buffer, left) else { return Ok(Decoded::NeedMore) };
@@ -212,7 +215,8 @@ impl Decoder {
                 break;
             }
         }
-        self.state = State::Done;
+        // Done only once every line has been judged: a connection is used again when its body is done.
+        self.state = State::Broken;
         let mut block = buffer.split_to(line);
         let mut fields = Fields::new();
         let mut at = 0;
@@ -225,6 +229,7 @@ impl Decoder {
             }
             at += length + 1;
         }
+        self.state = State::Done;
         fields.set_block(block.freeze());
         Ok(if fields.is_empty() { Decoded::End } else { Decoded::Trailers(fields) })
     }

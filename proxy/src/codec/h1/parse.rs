@@ -12,6 +12,9 @@ use crate::codec::head::{Head, Scheme, Version, digits};
 use crate::codec::limits::{Limits, Refusal};
 use crate::codec::name::{Known, MAX_NAME, is_token};
 
+/// A line of text that is not of this protocol.
+pub(crate) const NOT_HTTP: Refusal = Refusal::bad("not http");
+
 /// Which kind of head is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -309,6 +312,7 @@ fn http_version(text: &[u8]) -> Result<Version, Refusal> {
         {
             Err(Refusal::with(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http version not supported"))
         }
+        _ if !text.starts_with(b"HTTP/") => Err(NOT_HTTP),
         _ => Err(Refusal::bad("invalid http version")),
     }
 }

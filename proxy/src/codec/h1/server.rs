@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::decode::{Decoded, Decoder};
 use super::encode::{Asked, Pump, PumpError, response_head};
-use super::parse::{Framing, HeadParser, Parsed, Side};
+use super::parse::{Framing, HeadParser, NOT_HTTP, Parsed, Side};
 use super::wire::{H1Body, Role, Wire, refusal_of};
 use crate::codec::body::Body;
 use crate::codec::head::{Scheme, Version};
@@ -31,11 +31,13 @@ use crate::codec::tunnel::{self, Upgraded};
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one connection on which these bytes have already been read. Dropping the future closes it and cancels what is under way.
+/// `guessed` when nobody said that the peer speaks HTTP/1: what is no HTTP at all gets no answer in HTTP/1 then.
 pub(crate) async fn serve<H: Handler, D: Future<Output = ()>>(
     io: Box<dyn Io>,
     read: BytesMut,
     scheme: Scheme,
     limits: Rc<Limits>,
+    mut guessed: bool,
     drain: &mut Drain<'_, D>,
     handler: &H,
 ) -> ConnEnd {
@@ -54,7 +56,11 @@ pub(crate) async fn serve<H: Handler, D: Future<Output = ()>>(
             }
             Err(HeadEnd::Refused(refusal)) => {
                 handler.refused(&refusal);
-                server.refuse(refusal).await;
+                if guessed && refusal == NOT_HTTP {
+                    server.linger().await;
+                } else {
+                    server.refuse(refusal).await;
+                }
                 return ConnEnd::Refused(refusal);
             }
             Err(HeadEnd::TimedOut(phase)) => {
@@ -64,6 +70,7 @@ pub(crate) async fn serve<H: Handler, D: Future<Output = ()>>(
                 return ConnEnd::TimedOut(phase);
             }
         };
+        guessed = false;
         match server.exchange(parsed, drain, handler).await {
             Ok(()) => {}
             Err(end) => return end,
