@@ -3,6 +3,7 @@
 //! In: the workspace's binaries and Istio's YAML. Out: verdicts. Kept true: everything here drives the binaries from outside.
 //! Not here: anything a user's mesh needs at run time.
 
+pub mod attack;
 pub mod backends;
 pub mod bench;
 pub mod demo;

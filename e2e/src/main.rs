@@ -7,6 +7,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use e2e::{
+    attack::report::{self as attack, AttackArgs},
     bench::{self, BenchArgs},
     demo::{self, DemoArgs},
     node::process,
@@ -29,6 +30,8 @@ enum Verb {
     Up(UpArgs),
     /// Measure the proxy beside Envoy, HAProxy and nginx: CPU per request, memory, latency.
     Bench(BenchArgs),
+    /// Attack our proxy and a real Envoy, and print what it did to both.
+    Attack(AttackArgs),
     /// First stage of a child process (used by the other verbs).
     #[command(hide = true)]
     ExecChild {
@@ -72,6 +75,9 @@ fn run() -> anyhow::Result<ExitCode> {
             }
             Verb::Bench(args) => {
                 Ok(if bench::run(args, bin).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            Verb::Attack(args) => {
+                Ok(if attack::play(args).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             Verb::Up(args) => up::up(args).await.map(|()| ExitCode::SUCCESS),
             Verb::ExecChild { .. } => Ok(ExitCode::FAILURE),
