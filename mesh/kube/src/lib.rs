@@ -6,9 +6,13 @@
 
 mod args;
 mod client;
+pub mod events;
+pub mod lease;
 pub mod source;
+pub mod status;
+pub mod webhook;
 
 pub use args::KubeArgs;
-pub use client::{FIELD_MANAGER, client, identity};
+pub use client::{FIELD_MANAGER, OWNER, client, identity, owner};
 pub use k8s_openapi;
 pub use kube;

@@ -127,6 +127,10 @@ fn parse(directive: &str) -> Result<EnvFilter, BadLevel> {
             full.push_str("=warn,");
         }
     }
+    // What these say of a server that is away, `mesh-kube` says once, with what it means.
+    if !directive.contains("kube") {
+        full.push_str("kube_client=off,kube_runtime=off,");
+    }
     full.push_str(directive);
     EnvFilter::try_new(&full).map_err(|e| bad(e.to_string()))
 }

@@ -32,8 +32,9 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+pub(crate) use watched::Retry;
+use watched::Watched;
 pub use watched::{Generation, Seen};
-use watched::{Retry, Watched};
 
 /// What findings call the source.
 pub const SOURCE: &str = "kubernetes";
