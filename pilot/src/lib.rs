@@ -12,5 +12,6 @@ pub mod explain;
 pub mod model;
 pub mod push;
 pub mod serve;
+pub mod status;
 pub mod tls_check;
 pub mod translate;

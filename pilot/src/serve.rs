@@ -3,7 +3,7 @@
 //! In: flags. Out: a process that runs until SIGTERM. Kept true: nothing is served before everything was read once;
 //! readiness says what is missing. Not here: what is served (`push`), the questions (`admin`).
 
-use crate::{admin, admission, ads::server::Ads, push::Pusher};
+use crate::{admin, admission, ads::server::Ads, push::Pusher, status};
 use anyhow::Context as _;
 use mesh_config::source::{DirOptions, Reader, watch_dir};
 use mesh_identity::{
@@ -12,8 +12,8 @@ use mesh_identity::{
     workload,
 };
 use mesh_kube::{
-    KubeArgs,
-    source::{ISTIO_GROUPS, MIXER_GROUP, Wanted},
+    KubeArgs, lease,
+    source::{ISTIO_GROUPS, MIXER_GROUP, Seen, Wanted},
 };
 use mesh_runtime::{CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, shutdown};
 use std::{net::SocketAddr, path::PathBuf};
@@ -71,7 +71,17 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let pusher = Pusher::new();
     admin::metrics(&metrics, &pusher);
     let synced = readiness.condition("configuration", "it has not been read completely yet");
-    let reader = source(&args, &watch).await?;
+    let (reader, cluster) = source(&args, &watch).await?;
+    if let Some((client, seen)) = cluster {
+        let namespace = &args.cluster.mesh_namespace;
+        let drained = watch.clone();
+        let stop = async move { drained.signaled().await };
+        let owner = mesh_kube::owner(&client).await;
+        let (leader, election) =
+            lease::lead(client.clone(), namespace, STATUS_LEASE, &mesh_kube::identity(), owner, stop);
+        tokio::spawn(election);
+        tokio::spawn(status::write(client, leader, reader.clone(), seen, pusher.clone(), watch.clone()));
+    }
     let mut first = reader.clone();
     tokio::spawn(async move {
         first.synced().await;
@@ -140,14 +150,20 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts to read the configuration.
-async fn source(args: &ServeArgs, watch: &drain::Watch) -> anyhow::Result<Reader> {
+/// Lease of the one pilot that writes the status of objects.
+const STATUS_LEASE: &str = "pilot-status-leader";
+
+/// Starts to read the configuration; of a cluster, also what its status is written with.
+async fn source(
+    args: &ServeArgs,
+    watch: &drain::Watch,
+) -> anyhow::Result<(Reader, Option<(mesh_kube::kube::Client, Seen)>)> {
     let drained = watch.clone();
     let stop = async move { drained.signaled().await };
     if let Some(dir) = &args.config {
         let (reader, reading) = watch_dir(dir.clone(), DirOptions::default(), stop);
         tokio::spawn(reading);
-        return Ok(reader);
+        return Ok((reader, None));
     }
     let namespace = &args.cluster.mesh_namespace;
     let wanted = Wanted::new(namespace)
@@ -157,9 +173,10 @@ async fn source(args: &ServeArgs, watch: &drain::Watch) -> anyhow::Result<Reader
         .namespaces()
         .gateway_secrets(namespace)
         .groups(ISTIO_GROUPS.iter().copied().chain([MIXER_GROUP]));
-    let (reader, _seen, reading) = mesh_kube::source::watch(mesh_kube::client().await?, wanted, stop);
+    let client = mesh_kube::client().await?;
+    let (reader, seen, reading) = mesh_kube::source::watch(client.clone(), wanted, stop);
     tokio::spawn(reading);
-    Ok(reader)
+    Ok((reader, Some((client, seen))))
 }
 
 fn report(end: Result<(), tonic::transport::Error>) {

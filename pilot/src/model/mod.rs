@@ -36,7 +36,7 @@ pub fn label_of<T>(object: &Object<T>) -> Arc<str> {
 }
 
 /// A service port and the port at the address that backs it.
-type Backed = (Arc<Service>, service::Port, u16);
+pub(crate) type Backed = (Arc<Service>, service::Port, u16);
 
 /// Indexes over one snapshot.
 #[derive(Debug)]
@@ -87,14 +87,7 @@ impl Model {
         };
         model.services = service::all(&model);
         model.headless = model.services.values().any(|s| s.resolution == service::Resolution::Headless);
-        for service in model.services.values() {
-            for endpoint in service.endpoints.iter() {
-                if let (Some(ip), Some(port)) = (endpoint.ip(), service.port(endpoint.service_port)) {
-                    let entry = model.backing.entry(ip).or_default();
-                    entry.push((service.clone(), port.clone(), endpoint.port));
-                }
-            }
-        }
+        model.backing = backing(&model);
         for sidecar in model.snapshot.sidecars.by_age() {
             model.sidecars.entry(sidecar.meta.namespace.clone()).or_default().push(sidecar.clone());
         }
@@ -127,6 +120,34 @@ impl Model {
         out.dedup_by(|a, b| a.2 == b.2 && a.0.host == b.0.host && a.1.number == b.1.number);
         out
     }
+}
+
+/// What each address backs. Readiness does not count: a proxy listens for its services before it is ready (a gateway could
+/// not become ready otherwise), and goes on while it drains.
+fn backing(model: &Model) -> HashMap<IpAddr, Vec<Backed>> {
+    let mut backing: HashMap<IpAddr, Vec<Backed>> = HashMap::new();
+    // Where nothing is captured, the endpoints alone know at which port a proxy listens.
+    let captured = !matches!(model.mesh().default_config.interception_mode, kinds::InterceptionMode::None);
+    for service in model.services.values() {
+        for endpoint in service.endpoints.iter().chain(service.unready.iter()) {
+            if let (Some(ip), Some(port)) = (endpoint.ip(), service.port(endpoint.service_port)) {
+                backing.entry(ip).or_default().push((service.clone(), port.clone(), endpoint.port));
+            }
+        }
+        if !captured {
+            continue;
+        }
+        let known = |ip: IpAddr, number: u16| {
+            backing
+                .get(&ip)
+                .is_some_and(|all| all.iter().any(|(s, p, _)| s.host == service.host && p.number == number))
+        };
+        let selected = service::selected(model, service, known);
+        for (ip, backed) in selected {
+            backing.entry(ip).or_default().push(backed);
+        }
+    }
+    backing
 }
 
 fn by_client_labels(snapshot: &Snapshot) -> bool {

@@ -171,6 +171,8 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
     /// Endpoints of all ports, sorted.
     pub endpoints: Arc<[Endpoint]>,
+    /// Endpoints that clients are not sent to, since their pods are not ready.
+    pub unready: Arc<[Endpoint]>,
     /// The object it comes from.
     pub source: Arc<str>,
     /// Whether Kubernetes' own short names apply.
@@ -261,13 +263,17 @@ fn kubernetes(
     addresses.dedup();
     let not_ready_too = spec.publish_not_ready_addresses.unwrap_or(false);
     let selector = spec.selector.clone().unwrap_or_default();
-    let mut endpoints = if let Some(target) = external_name {
-        ports.iter().map(|p| plain_endpoint(target, p.number, p.number)).collect()
+    let all: Vec<(bool, Endpoint)> = if let Some(target) = external_name {
+        ports.iter().map(|p| (true, plain_endpoint(target, p.number, p.number))).collect()
     } else if slices.is_empty() {
-        from_pods(model, &namespace, &selector, &ports, not_ready_too)
+        from_pods(model, &namespace, &selector, &ports)
     } else {
-        from_slices(model, &namespace, slices, &ports, not_ready_too)
+        from_slices(model, &namespace, slices, &ports)
     };
+    let (endpoints, unready): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(ready, _)| *ready || not_ready_too);
+    let bare = |all: Vec<(bool, Endpoint)>| -> Vec<Endpoint> { all.into_iter().map(|(_, e)| e).collect() };
+    let (mut endpoints, unready) = (bare(endpoints), bare(unready));
     sort(&mut endpoints);
     let export = object.meta.annotations.get("networking.istio.io/exportTo");
     Some(Service {
@@ -283,6 +289,7 @@ fn kubernetes(
         export_to: export.map(|e| e.split(',').map(|t| t.trim().to_owned()).collect()).unwrap_or_default(),
         subject_alt_names: Vec::new(),
         endpoints: endpoints.into(),
+        unready: unready.into(),
         kubernetes: true,
     })
 }
@@ -292,8 +299,7 @@ fn from_slices(
     namespace: &str,
     slices: &[&Object<EndpointSlice>],
     ports: &[Port],
-    not_ready_too: bool,
-) -> Vec<Endpoint> {
+) -> Vec<(bool, Endpoint)> {
     let mut out = Vec::new();
     for slice in slices.iter().filter(|s| s.spec.address_type != "FQDN") {
         for slice_port in slice.spec.ports.iter().flatten() {
@@ -303,9 +309,6 @@ fn from_slices(
             for endpoint in &slice.spec.endpoints {
                 let conditions = endpoint.conditions.as_ref();
                 let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-                if !ready && !not_ready_too {
-                    continue;
-                }
                 let target = endpoint.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
                 let zone = endpoint.zone.as_deref();
                 for address in &endpoint.addresses {
@@ -314,7 +317,7 @@ fn from_slices(
                     });
                     let by_ip = || address.parse().ok().and_then(|ip| model.workload_at(ip));
                     let workload = by_name.or_else(by_ip);
-                    out.push(pod_endpoint(address, number, port.number, workload, zone));
+                    out.push((ready, pod_endpoint(address, number, port.number, workload, zone)));
                 }
             }
         }
@@ -328,14 +331,14 @@ fn from_pods(
     namespace: &str,
     selector: &BTreeMap<String, String>,
     ports: &[Port],
-    not_ready_too: bool,
-) -> Vec<Endpoint> {
+) -> Vec<(bool, Endpoint)> {
     if selector.is_empty() {
         return Vec::new();
     }
-    let pods = model.workloads.values().filter(|w| {
-        &*w.namespace == namespace && !w.ended && (w.ready || not_ready_too) && selects(selector, &w.labels)
-    });
+    let pods = model
+        .workloads
+        .values()
+        .filter(|w| &*w.namespace == namespace && !w.ended && selects(selector, &w.labels));
     let mut out = Vec::new();
     for pod in pods {
         for port in ports {
@@ -344,8 +347,39 @@ fn from_pods(
                 Target::Name(name) => pod.ports.get(&**name).copied(),
             };
             if let (Some(number), Some(ip)) = (number, pod.addresses.first()) {
-                out.push(pod_endpoint(&ip.to_string(), number, port.number, Some(pod), None));
+                out.push((pod.ready, pod_endpoint(&ip.to_string(), number, port.number, Some(pod), None)));
             }
+        }
+    }
+    out
+}
+
+/// What pods back of a service that no endpoint tells of yet: a proxy connects as soon as its pod has an address, and
+/// should be told its ports then. `known` says whether there is an endpoint for an address and port of the service.
+pub(super) fn selected(
+    model: &Model,
+    service: &Arc<Service>,
+    known: impl Fn(IpAddr, u16) -> bool,
+) -> Vec<(IpAddr, super::Backed)> {
+    let mut out = Vec::new();
+    if !service.kubernetes || service.selector.is_empty() {
+        return out;
+    }
+    let chosen = model.workloads.values().filter(|w| {
+        w.namespace == service.namespace
+            && !w.ended
+            && !w.host_network
+            && selects(&service.selector, &w.labels)
+    });
+    for pod in chosen {
+        for port in service.ports.iter() {
+            let number = match &port.target {
+                Target::Number(n) => Some(*n),
+                Target::Name(name) => pod.ports.get(&**name).copied(),
+            };
+            let Some(number) = number else { continue };
+            let addresses = pod.addresses.iter().filter(|ip| !known(**ip, port.number));
+            out.extend(addresses.map(|ip| (*ip, (service.clone(), port.clone(), number))));
         }
     }
     out
@@ -476,6 +510,7 @@ fn from_entry(model: &Model, object: &Object<kinds::ServiceEntry>) -> Vec<Servic
             subject_alt_names: entry.subject_alt_names.clone(),
             endpoints: endpoints.into(),
             source: label_of(object),
+            unready: Arc::default(),
             kubernetes: false,
         }
     };
