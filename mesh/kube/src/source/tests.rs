@@ -39,12 +39,12 @@ impl Fake {
     fn new() -> Self {
         let fake = Self::default();
         for path in [SERVICES, CRDS, MESH] {
-            fake.list(path, vec![]);
+            fake.list(path, &[]);
         }
         fake
     }
 
-    fn list(&self, path: &str, items: Vec<Value>) {
+    fn list(&self, path: &str, items: &[Value]) {
         let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "10"}, "items": items});
         self.0.lock().unwrap().lists.insert(path.to_owned(), list);
     }
@@ -57,7 +57,7 @@ impl Fake {
         }
     }
 
-    fn send(&self, path: &str, kind: &str, object: Value) {
+    fn send(&self, path: &str, kind: &str, object: &Value) {
         let line = format!("{}\n", json!({"type": kind, "object": object}));
         let world = self.0.lock().unwrap();
         let watch = world.watches.get(path).expect("the watch is open");
@@ -162,12 +162,12 @@ async fn until(reader: &mut Reader, what: &str, holds: impl Fn(&Snapshot) -> boo
 #[tokio::test(start_paused = true)]
 async fn nothing_is_published_before_everything_was_listed() {
     let fake = Fake::new();
-    fake.list(SERVICES, vec![service("web", 80)]);
+    fake.list(SERVICES, &[service("web", 80)]);
     fake.0.lock().unwrap().lists.remove(CRDS);
     let (mut reader, _) = start(&fake);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(reader.now().generation, 0, "the definitions could not be listed");
-    fake.list(CRDS, vec![]);
+    fake.list(CRDS, &[]);
     let snapshot = reader.synced().await;
     assert_eq!(names(&snapshot), ["web"]);
     let web = snapshot.services.get("default", "web").unwrap();
@@ -178,41 +178,41 @@ async fn nothing_is_published_before_everything_was_listed() {
 #[tokio::test(start_paused = true)]
 async fn objects_come_change_and_go_as_the_watch_says() {
     let fake = Fake::new();
-    fake.list(SERVICES, vec![service("web", 80)]);
+    fake.list(SERVICES, &[service("web", 80)]);
     let (mut reader, _) = start(&fake);
     reader.synced().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    fake.send(SERVICES, "ADDED", service("api", 80));
+    fake.send(SERVICES, "ADDED", &service("api", 80));
     until(&mut reader, "added", |s| names(s) == ["api", "web"]).await;
     fake.send(
         SERVICES,
         "BOOKMARK",
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"resourceVersion": "20"}}),
+        &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"resourceVersion": "20"}}),
     );
-    fake.send(SERVICES, "MODIFIED", service("web", 81));
+    fake.send(SERVICES, "MODIFIED", &service("web", 81));
     let port = |s: &Snapshot| {
         s.services.get("default", "web").and_then(|s| s.spec.spec.as_ref()?.ports.as_ref()?[0].port.into())
     };
     until(&mut reader, "changed", |s| port(s) == Some(81)).await;
-    fake.send(SERVICES, "DELETED", service("api", 80));
+    fake.send(SERVICES, "DELETED", &service("api", 80));
     until(&mut reader, "gone", |s| names(s) == ["web"]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_away_changes_nothing_and_a_new_list_brings_what_was_missed() {
     let fake = Fake::new();
-    fake.list(SERVICES, vec![service("gone", 80), service("web", 80)]);
+    fake.list(SERVICES, &[service("gone", 80), service("web", 80)]);
     let (mut reader, _) = start(&fake);
     let before = reader.synced().await.generation;
     tokio::time::sleep(Duration::from_secs(1)).await;
     fake.set_down(true);
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     assert_eq!(reader.now().generation, before, "an hour without a server is no news");
-    fake.list(SERVICES, vec![service("new", 80), service("web", 80)]);
+    fake.list(SERVICES, &[service("new", 80), service("web", 80)]);
     fake.set_down(false);
     tokio::time::sleep(Duration::from_secs(10)).await;
     let old = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"});
-    fake.send(SERVICES, "ERROR", old);
+    fake.send(SERVICES, "ERROR", &old);
     let snapshot = until(&mut reader, "the new list", |s| names(s) == ["new", "web"]).await;
     assert!(snapshot.synced);
     assert!(snapshot.generation <= before + 2, "never empty in between");
@@ -224,10 +224,10 @@ async fn kinds_that_are_defined_later_are_read_as_soon_as_they_are_served() {
     let (mut reader, seen) = start(&fake);
     reader.synced().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    fake.send(CRDS, "ADDED", definition());
+    fake.send(CRDS, "ADDED", &definition());
     tokio::time::sleep(Duration::from_secs(30)).await;
     let route = json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]});
-    fake.list(RULES, vec![rule("web", 3, &route)]);
+    fake.list(RULES, &[rule("web", 3, &route)]);
     fake.define_rules();
     until(&mut reader, "the rule", |s| s.virtual_services.len() == 1).await;
     let all = seen.all();
@@ -241,14 +241,14 @@ async fn a_broken_object_stops_no_other_and_keeps_its_last_good_form() {
     let good = json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]});
     let broken = json!({"hosts": ["web"], "http": 7});
     fake.define_rules();
-    fake.list(CRDS, vec![definition()]);
-    fake.list(RULES, vec![rule("bad", 1, &broken), rule("good", 1, &good), rule("was-good", 1, &good)]);
+    fake.list(CRDS, &[definition()]);
+    fake.list(RULES, &[rule("bad", 1, &broken), rule("good", 1, &good), rule("was-good", 1, &good)]);
     let (mut reader, seen) = start(&fake);
     let snapshot = reader.synced().await;
     let rules: Vec<_> = snapshot.virtual_services.iter().map(|v| v.name()).collect();
     assert_eq!(rules, ["good", "was-good"]);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    fake.send(RULES, "MODIFIED", rule("was-good", 2, &broken));
+    fake.send(RULES, "MODIFIED", &rule("was-good", 2, &broken));
     let told = |s: &Snapshot| s.diagnostics().iter().filter(|d| d.is_error()).count() == 2;
     let snapshot = until(&mut reader, "both are told", told).await;
     let kept = snapshot.virtual_services.get("default", "was-good").expect("it stays in force");
