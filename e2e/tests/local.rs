@@ -5,6 +5,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -14,11 +15,15 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use e2e::{
     http::Call,
-    node::{Node, Options, network::Network},
+    node::{Node, Options, network::Network, objects::EGRESS_PORT},
     peers,
     scenarios::{Nobody, STEPS, Shop, Source, run, shop::author_files},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -88,6 +93,7 @@ async fn steps(node: &Node, source: Source) -> anyhow::Result<()> {
         }
         if step.id == "all-v1" {
             outside_sees_both_versions(node).await?;
+            tunnels_lead_into_the_mesh_only(node).await?;
         }
     }
     ensure!(failed.is_empty(), "{} steps failed:\n{}", failed.len(), failed.join("\n"));
@@ -125,6 +131,47 @@ async fn outside_sees_both_versions(node: &Node) -> anyhow::Result<()> {
     }
     ensure!(seen.iter().eq(["v1", "v2"]), "from outside: {seen:?}");
     Ok(())
+}
+
+/// CONNECT: from an application to services through its own sidecar, never to what else listens on this host, and
+/// not at other ports.
+async fn tunnels_lead_into_the_mesh_only(node: &Node) -> anyhow::Result<()> {
+    let pods = node.pods_of("espresso-shop-web");
+    let pod = pods.first().context("a web pod")?;
+    let own = SocketAddr::from((pod.ip, EGRESS_PORT));
+    let (status, mut tunnel) = connect(own, "espresso-shop-product-catalog-svc:8091").await?;
+    ensure!(status == 200, "CONNECT to the catalog: {status}");
+    let request = "GET /api/products/1 HTTP/1.1\r\nhost: espresso-shop-product-catalog-svc\r\nconnection: close\r\n\r\n";
+    tunnel.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    tunnel.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "through the tunnel: {answer}");
+
+    let app = pod.ports.first().and_then(|port| port.app).context("an application's port")?;
+    for forbidden in [format!("127.0.0.1:{app}"), format!("{}:15000", pod.ip)] {
+        let (status, _) = connect(own, &forbidden).await?;
+        ensure!(status != 200, "CONNECT to {forbidden} is let through");
+    }
+    // Only what applications use as their proxy tunnels; a pod's port does not.
+    let port = pod.ports.first().context("the web pod's port")?.bound;
+    let (status, _) =
+        connect(SocketAddr::from((pod.ip, port)), "espresso-shop-product-catalog-svc:8091").await?;
+    ensure!(status == 405, "CONNECT at a pod's port: {status}");
+    Ok(())
+}
+
+/// Sends a CONNECT: the status, and the tunnel.
+async fn connect(proxy: SocketAddr, target: &str) -> anyhow::Result<(u16, TcpStream)> {
+    let mut stream = TcpStream::connect(proxy).await?;
+    stream.write_all(format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n").as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = stream.read_u8().await.with_context(|| format!("CONNECT {target}: no whole answer"))?;
+        head.push(byte);
+    }
+    let text = String::from_utf8_lossy(&head).into_owned();
+    let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
+    Ok((status.with_context(|| format!("CONNECT {target}: {text}"))?, stream))
 }
 
 /// `e2e up` as a process, until dropped.

@@ -129,8 +129,11 @@ impl Translator {
         let kind = if explicit { TableKind::Proxy(port) } else { TableKind::Port(port) };
         let table = self.outbound_table(proxy, egress, view, kind, policy);
         let name = format!("{bind}_{port}");
-        let manager =
+        let mut manager =
             self.outbound_manager(format!("outbound_{name}"), RouteSource::Rds(table.value.name.clone()));
+        if explicit {
+            manager.upgrades.push("connect".into());
+        }
         let binds = explicit || proxy.capture == Capture::None;
         let mut one = listener(name.as_str(), SocketAddr::new(bind, port), Direction::Outbound, binds);
         one.chains.push(Arc::new(chain(name, Terminal::Http(Arc::new(manager)))));

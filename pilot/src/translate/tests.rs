@@ -367,6 +367,11 @@ fn without_capture_a_sidecar_opens_its_ports_on_the_pods_address() {
     proxy.capture = Capture::None;
     let part = translator.whole(&proxy);
     assert_eq!(part.listeners.keys().map(|n| &**n).collect::<Vec<_>>(), ["10.1.0.3_10080", "10.1.0.3_15080"]);
+    for (name, tunnels) in [("10.1.0.3_10080", false), ("10.1.0.3_15080", true)] {
+        let listener = &part.listeners[name].value;
+        let connect = listener.managers().any(|m| m.upgrades.iter().any(|upgrade| &**upgrade == "connect"));
+        assert_eq!(connect, tunnels, "CONNECT at {name}");
+    }
     let inbound = &part.clusters["inbound|10080||"].value;
     let Discovery::Static(endpoints) = &inbound.discovery else { panic!("a fixed endpoint") };
     assert_eq!(endpoints.iter().map(|e| e.address.to_string()).collect::<Vec<_>>(), ["127.0.0.1:7070"]);
