@@ -331,6 +331,8 @@ pub async fn policy_without_mixer(node: &Node, rate: u32) -> anyhow::Result<Vec<
     let closed = async || policy_status(node, "no").await.is_ok_and(|status| status == 503);
     until(Duration::from_secs(60), closed, || "matching requests still pass".to_owned()).await?;
     let after = dead.elapsed();
+    // Each worker keeps verdicts of its own; all of them were made during the two seconds of the load above, so the last ends soon.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let matching = plain(503, 4, "closed")?;
     let others = Load {
         target: format!("http://{REVIEWS}:8092/api/reviews/1"),
@@ -345,7 +347,7 @@ pub async fn policy_without_mixer(node: &Node, rate: u32) -> anyhow::Result<Vec<
         report: matching,
         also: vec![
             ("200 while mixer lived".to_owned(), alive.failures() == 0),
-            (format!("the last verdict expired {:.1} s after its death", after.as_secs_f64()), true),
+            (format!("the first verdict expired {:.1} s after its death", after.as_secs_f64()), true),
         ],
     };
     let others_row = Row {
