@@ -294,7 +294,7 @@ async fn files(page: &mut String) -> anyhow::Result<()> {
     pilot.args(["serve", "--config", "mesh", "--xds-plaintext", &format!("127.0.0.1:{xds}")]);
     pilot.args(["--admin", &address.to_string()]).current_dir(dir.path());
     let _pilot = Running::start(&mut pilot, &dir.path().join("pilot.log"))?;
-    page.push_str("\n## Files for pilot\n\nBefore each of these, pilot serves this as `mesh/reviews.yaml`, beside a Service `reviews`:\n\n");
+    page.push_str("\n## Files for pilot\n\nBefore each of these, pilot serves this as `reviews.yaml`, beside a Service `reviews`:\n\n");
     page.push_str(&block("yaml", GOOD));
     for bad in FILES {
         let file = mesh.join("reviews.yaml");
