@@ -1,13 +1,13 @@
 //! The command line of the proxy.
 //!
-//! In: arguments and environment. Out: one of three ways to run. Kept true: the same names as flag, variable and settings key.
+//! In: arguments and environment. Out: the way to run. Kept true: the same names as flag, variable and settings key.
 //! Not here: running (`serve`).
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use mesh_runtime::{CaClientArgs, CommonArgs};
 
-use crate::pod::PodArgs;
+use crate::{capture::CaptureArgs, pod::PodArgs};
 
 /// Crema's data plane: a sidecar beside an application, an ingress gateway, or a proxy of its own
 ///
@@ -29,6 +29,8 @@ pub enum Verb {
     Router(Box<MeshArgs>),
     /// Run an Envoy v3 bootstrap: static resources, watched files, or an ADS server
     Run(Box<RunArgs>),
+    /// In an init container: lead the pod's connections to the proxy, with nftables
+    Capture(Box<CaptureArgs>),
 }
 
 /// Flags of `sidecar` and `router`.

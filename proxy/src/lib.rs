@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod balance;
 pub mod bootstrap;
+pub mod capture;
 pub mod cli;
 pub mod codec;
 pub mod http;

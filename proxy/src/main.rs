@@ -1,9 +1,10 @@
-//! The `proxy` binary: `sidecar`, `router` and `run`.
+//! The `proxy` binary: running, and what a pod needs beside it.
 //!
 //! In: the command line. Out: a running proxy. Kept true: the control plane's work has a runtime of its own, beside the workers' threads.
 //! Not here: anything else (the library).
 
 use proxy::{
+    capture,
     cli::{Cli, Verb},
     serve,
 };
@@ -27,6 +28,7 @@ fn run() -> anyhow::Result<()> {
             Verb::Sidecar(args) => serve::mesh(*args, false).await,
             Verb::Router(args) => serve::mesh(*args, true).await,
             Verb::Run(args) => serve::envoy(*args).await,
+            Verb::Capture(args) => capture::run(*args).await,
         }
     })
 }

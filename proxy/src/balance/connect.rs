@@ -24,6 +24,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::failure::{Failure, Kind};
 use crate::{
+    capture::rules::{INBOUND_SOURCE, INBOUND_SOURCE_V6},
     codec::Io,
     worker::{Shared, View},
 };
@@ -112,8 +113,7 @@ fn os_words(error: &io::Error) -> String {
 
 async fn dial(shared: &Shared, cluster: &Cluster, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let source = cluster.source_address.or(shared.local_ip).filter(|ip| ip.is_ipv4() == address.is_ipv4());
-    if let Some(ip) = source.filter(|ip| reaches(*ip, address.ip())) {
+    if let Some(ip) = source(cluster.source_address, shared.local_ip, address.ip()) {
         socket.bind(SocketAddr::new(ip, 0))?;
     }
     if let Some(keepalive) = cluster.keepalive {
@@ -135,9 +135,16 @@ async fn dial(shared: &Shared, cluster: &Cluster, address: SocketAddr) -> io::Re
     Ok(stream)
 }
 
-/// A loopback address cannot be the source of a packet that leaves the host.
-fn reaches(source: IpAddr, target: IpAddr) -> bool {
-    !source.is_loopback() || target.is_loopback()
+/// The address that a connection leaves from; `None` leaves it to the kernel.
+///
+/// From the captured pod's proxy to its application that is 127.0.0.6, or ::6: from any other address the connection would be captured
+/// again, for ever. Another loopback address cannot be the source of a packet that leaves the host.
+fn source(cluster: Option<IpAddr>, own: Option<IpAddr>, target: IpAddr) -> Option<IpAddr> {
+    if cluster == Some(INBOUND_SOURCE.into()) {
+        return Some(if target.is_ipv4() { INBOUND_SOURCE.into() } else { INBOUND_SOURCE_V6.into() });
+    }
+    let reaches = |source: IpAddr| !source.is_loopback() || target.is_loopback();
+    cluster.or(own).filter(|ip| ip.is_ipv4() == target.is_ipv4() && reaches(*ip))
 }
 
 async fn secure(
@@ -266,4 +273,27 @@ pub fn credentials(snapshot: &Snapshot, certificate: &Certificate) -> Result<Cre
         },
     };
     Credentials::from_pem(pair.1, &pair.0.chain, &pair.0.key).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_from_an_address_that_can_reach() {
+        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        for (cluster, own, target, want) in [
+            (None, None, "10.0.0.9", None),
+            (None, Some("10.0.0.5"), "10.0.0.9", Some("10.0.0.5")),
+            (None, Some("10.0.0.5"), "fd00::9", None),
+            (None, Some("127.64.1.3"), "10.0.0.9", None),
+            (None, Some("127.64.1.3"), "127.64.1.4", Some("127.64.1.3")),
+            (Some("127.64.1.9"), Some("127.64.1.3"), "127.64.1.4", Some("127.64.1.9")),
+            (Some("127.0.0.6"), Some("10.0.0.5"), "10.0.0.5", Some("127.0.0.6")),
+            (Some("127.0.0.6"), Some("10.0.0.5"), "fd00::5", Some("::6")),
+        ] {
+            let got = source(cluster.map(ip), own.map(ip), ip(target));
+            assert_eq!(got, want.map(ip), "{cluster:?} {own:?} → {target}");
+        }
+    }
 }

@@ -123,6 +123,13 @@ async fn connection(
         .filter(|original| *original != bound);
     let local = captured.unwrap_or(bound);
     let view = worker.view();
+    if listener.use_original_dst && captured.is_none() {
+        // Nobody sent it elsewhere: passing it on to where it was sent would bring it back here, for ever.
+        stats.no_chain.fetch_add(1, Ordering::Relaxed);
+        reset(&stream);
+        tcp::refused(&worker, &listener.access_log, remote, local, "");
+        return;
+    }
     if listener.use_original_dst
         && let Some(other) = hand_over(&view, &listener, local)
     {
@@ -355,16 +362,21 @@ impl Handler for Http {
 }
 
 /// The address that a captured connection was sent to.
-fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+#[must_use]
+pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     if let Ok(v4) = rustix::net::sockopt::ip_original_dst(stream) {
         return Some(SocketAddr::V4(v4));
     }
     rustix::net::sockopt::ipv6_original_dst(stream).ok().map(SocketAddr::V6)
 }
 
-/// The listener of an original destination: of exactly that address, else of the port on any address.
+/// The listener of an original destination: of exactly that address, else of the port on any address. Only of the same direction: a
+/// connection of the application to port 15006 elsewhere is not inbound.
 fn hand_over(view: &View, own: &Listener, original: SocketAddr) -> Option<Arc<Listener>> {
-    let others = || view.snapshot.listeners.values().filter(|listener| listener.name != own.name);
+    let others = || {
+        let all = view.snapshot.listeners.values();
+        all.filter(|listener| listener.name != own.name && listener.direction == own.direction)
+    };
     let exact = others().find(|listener| listener.address == original);
     let any = |listener: &&Arc<Listener>| {
         listener.address.port() == original.port() && listener.address.ip().is_unspecified()

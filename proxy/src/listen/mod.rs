@@ -7,9 +7,9 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     rc::Rc,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, LazyLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -96,8 +96,8 @@ impl Listeners {
     async fn update(&self, snapshot: &Snapshot) -> bool {
         let mut wanted: HashMap<(Name, SocketAddr), Arc<Listener>> = HashMap::new();
         for listener in snapshot.listeners.values().filter(|listener| listener.bind) {
-            for address in std::iter::once(&listener.address).chain(&listener.additional) {
-                wanted.insert((listener.name.clone(), *address), Arc::clone(listener));
+            for address in addresses(listener) {
+                wanted.insert((listener.name.clone(), address), Arc::clone(listener));
             }
         }
         let gone: Vec<_> =
@@ -111,7 +111,8 @@ impl Listeners {
                 *active.now.borrow_mut() = listener;
                 continue;
             }
-            match self.bind(&name, address).await {
+            let companion = address.is_ipv6() && listener.address.is_ipv4();
+            match self.bind(&name, address, companion).await {
                 Ok(sockets) => {
                     let active = Rc::new(Active {
                         now: RefCell::new(listener),
@@ -137,7 +138,12 @@ impl Listeners {
     }
 
     /// This worker's sockets: its share of a predecessor's, else one of its own.
-    async fn bind(&self, name: &Name, mut address: SocketAddr) -> io::Result<Vec<TcpListener>> {
+    async fn bind(
+        &self,
+        name: &Name,
+        mut address: SocketAddr,
+        six_only: bool,
+    ) -> io::Result<Vec<TcpListener>> {
         let bound = &self.worker.shared.bound;
         if address.port() == 0 && self.worker.id > 0 {
             // The first worker draws the port.
@@ -152,12 +158,27 @@ impl Listeners {
             .map(|socket| socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)))
             .collect::<io::Result<_>>()?;
         if sockets.is_empty() {
-            sockets.push(listening_socket(address)?);
+            sockets.push(listening_socket(address, six_only)?);
         }
-        let actual = sockets[0].local_addr()?;
-        bound.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), actual);
+        if !six_only {
+            let actual = sockets[0].local_addr()?;
+            bound.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), actual);
+        }
         Ok(sockets)
     }
+}
+
+/// Where a listener is bound: as it says; and one for captured traffic on 0.0.0.0 takes captured IPv6 too, where this host has it.
+pub fn addresses(listener: &Listener) -> impl Iterator<Item = SocketAddr> {
+    static SIX: LazyLock<bool> =
+        LazyLock::new(|| std::fs::read("/proc/net/if_inet6").is_ok_and(|list| !list.is_empty()));
+    let captured = listener.inspect.original_dst || listener.use_original_dst;
+    let all = |address: &SocketAddr| address.ip().is_unspecified();
+    let six = Some(&listener.address)
+        .filter(|address| captured && address.is_ipv4() && all(address) && *SIX)
+        .map(|address| SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port())))
+        .filter(|six| !listener.additional.contains(six));
+    std::iter::once(listener.address).chain(listener.additional.clone()).chain(six)
 }
 
 fn end(active: &Active) {
@@ -166,12 +187,12 @@ fn end(active: &Active) {
 }
 
 /// A listening socket that shares its port with the other workers' sockets.
-fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
+fn listening_socket(address: SocketAddr, six_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
-        socket.set_only_v6(false)?;
+        socket.set_only_v6(six_only)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

@@ -148,7 +148,7 @@ impl Shared {
             let wanted: usize = {
                 let snapshot = snapshots.borrow();
                 let bound = snapshot.listeners.values().filter(|listener| listener.bind);
-                bound.map(|listener| 1 + listener.additional.len()).sum()
+                bound.map(|listener| crate::listen::addresses(listener).count()).sum()
             };
             if self.listening.load(Ordering::Acquire) >= wanted * self.settings.workers.max(1) {
                 return;
