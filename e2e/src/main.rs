@@ -10,6 +10,8 @@ use e2e::{
     attack::report::{self as attack, AttackArgs},
     bench::{self, BenchArgs},
     demo::{self, DemoArgs},
+    images::{self, ImagesArgs},
+    manifest::{self, ManifestArgs},
     node::process,
     up::{self, UpArgs},
 };
@@ -32,6 +34,10 @@ enum Verb {
     Bench(BenchArgs),
     /// Attack our proxy and a real Envoy, and print what it did to both.
     Attack(AttackArgs),
+    /// Build container images without a container engine: target/images/*.tar.
+    Images(ImagesArgs),
+    /// Print the manifest that installs the mesh in a cluster.
+    Manifest(ManifestArgs),
     /// First stage of a child process (used by the other verbs).
     #[command(hide = true)]
     ExecChild {
@@ -58,6 +64,11 @@ fn run() -> anyhow::Result<ExitCode> {
         process::exec_child(parent, &PathBuf::from(program), args)?;
         return Ok(ExitCode::FAILURE);
     }
+    match &verb {
+        Verb::Images(args) => return images::run(args).map(|()| ExitCode::SUCCESS),
+        Verb::Manifest(args) => return manifest::run(args).map(|()| ExitCode::SUCCESS),
+        _ => {}
+    }
     let bin = match &verb {
         Verb::Bench(args) => bench::prepare(args)?,
         _ => PathBuf::new(),
@@ -80,7 +91,7 @@ fn run() -> anyhow::Result<ExitCode> {
                 Ok(if attack::play(args).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             Verb::Up(args) => up::up(args).await.map(|()| ExitCode::SUCCESS),
-            Verb::ExecChild { .. } => Ok(ExitCode::FAILURE),
+            Verb::ExecChild { .. } | Verb::Images(_) | Verb::Manifest(_) => Ok(ExitCode::FAILURE),
         }
     })
 }

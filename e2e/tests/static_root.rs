@@ -13,7 +13,13 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use e2e::{backends::Running, http::Call, node::until, peers};
+use e2e::{
+    backends::Running,
+    http::Call,
+    images::{self, Profile},
+    node::until,
+    peers,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 use mesh_identity::{Credentials, tls};
 use tokio::{
@@ -46,21 +52,12 @@ fn obstacle() -> Option<String> {
     UdpSocket::bind((DNS, 53)).err().map(|e| format!("port 53 of {DNS}: {e}"))
 }
 
-/// Links the proxy statically and puts it into `root`. The next ordinary build links it dynamically again.
+/// Links the proxy statically and puts it into `root`.
 fn static_proxy(root: &Path) -> anyhow::Result<()> {
-    peers::build()?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .args(["rustc", "--locked", "--quiet", "-p", "proxy", "--bin", "proxy"])
-        .current_dir(peers::root());
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    let linked = command.args(["--", "-C", "target-feature=+crt-static"]).status()?;
-    ensure!(linked.success(), "cargo rustc ended with {linked}");
-    fs::copy(peers::bin_dir().join("proxy"), root.join("proxy")).context("copying the proxy")?;
-    Ok(())
+    let dir = images::linked(Profile::Dev)?;
+    fs::copy(dir.join("proxy"), root.join("proxy")).context("copying the proxy")?;
+    // What other tests start comes back: linked as ever.
+    peers::build()
 }
 
 /// A DNS server that knows `backend.test`, and says of everything else that it does not exist.
