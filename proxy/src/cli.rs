@@ -7,7 +7,13 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use mesh_runtime::{CaClientArgs, CommonArgs};
 
-use crate::{capture::CaptureArgs, pod::PodArgs};
+use crate::{
+    capture::CaptureArgs,
+    pod::{
+        PodArgs,
+        verbs::{DrainArgs, WaitArgs},
+    },
+};
 
 /// Crema's data plane: a sidecar beside an application, an ingress gateway, or a proxy of its own
 ///
@@ -31,6 +37,10 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// In an init container: lead the pod's connections to the proxy, with nftables
     Capture(Box<CaptureArgs>),
+    /// In the proxy's container, before the application starts: wait until the proxy is ready
+    Wait(WaitArgs),
+    /// In the proxy's container, when the pod ends: tell clients to go elsewhere and wait for their connections
+    Drain(DrainArgs),
 }
 
 /// Flags of `sidecar` and `router`.
@@ -53,13 +63,16 @@ pub struct MeshArgs {
 /// Sockets and threads.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PortArgs {
-    /// Port of readiness, `/healthz/ready`
+    /// Port of readiness, `/healthz/ready`, and of the application's probes; 0 for none
     #[arg(long, env = "HEALTH_PORT", default_value_t = 15021, value_name = "PORT")]
     pub health_port: u16,
-    /// Port of `/stats/prometheus` for scrapers
+    /// Port of the same pages, of `/stats/prometheus` and of `/quitquitquit`; 0 for none
+    #[arg(long, env = "AGENT_PORT", default_value_t = 15020, value_name = "PORT")]
+    pub agent_port: u16,
+    /// Port of `/stats/prometheus` for scrapers; 0 for none
     #[arg(long, env = "STATS_PORT", default_value_t = 15090, value_name = "PORT")]
     pub stats_port: u16,
-    /// Port of the admin pages
+    /// Port of the admin pages, in a pod on 127.0.0.1
     #[arg(long, env = "ADMIN_PORT", default_value_t = 15000, value_name = "PORT")]
     pub admin_port: u16,
     /// Worker threads; one per core unless given here or in PROXY_CONFIG
@@ -71,6 +84,10 @@ pub struct PortArgs {
     /// Unix socket for restarts in place: a process started with the same path takes the listening sockets over, then this one drains
     #[arg(long, env = "RESTART_SOCKET", value_name = "PATH")]
     pub restart_socket: Option<PathBuf>,
+    /// How long connections are still taken after SIGTERM, until all who route here know
+    /// [default: terminationDrainDuration of PROXY_CONFIG, else 5; 0 where pods share a host on loopback addresses]
+    #[arg(long, env = "TERMINATION_DRAIN_DURATION_SECONDS", value_name = "SECONDS")]
+    pub drain_delay_seconds: Option<u64>,
 }
 
 /// Flags of `run`.

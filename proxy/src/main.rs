@@ -6,6 +6,7 @@
 use proxy::{
     capture,
     cli::{Cli, Verb},
+    pod::verbs,
     serve,
 };
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ fn run() -> anyhow::Result<()> {
             Verb::Router(args) => serve::mesh(*args, true).await,
             Verb::Run(args) => serve::envoy(*args).await,
             Verb::Capture(args) => capture::run(*args).await,
+            Verb::Wait(args) => verbs::wait(args).await,
+            Verb::Drain(args) => verbs::drain(args).await,
         }
     })
 }

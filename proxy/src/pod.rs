@@ -3,13 +3,23 @@
 //! In: flags and environment variables, as the injector writes them, and the downward API's files. Out: [`Pod`] and its xDS node.
 //! Kept true: what is missing is named with its variable. Not here: an Envoy bootstrap (`bootstrap`).
 
+pub mod ask;
+pub mod leave;
+pub mod pages;
+pub mod probers;
+pub mod verbs;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
+use mesh_config::duration::GoDuration;
+use probers::Probers;
 use serde_json::Value;
 use xds::{
     discovery::Node,
@@ -25,7 +35,7 @@ pub struct PodArgs {
     /// Namespace of the pod
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", help_heading = "Pod")]
     pub pod_namespace: String,
-    /// Address of the pod: every socket of this proxy binds it, and upstream connections leave from it
+    /// Address of the pod: upstream connections leave from it; a loopback address is bound by every socket of this proxy
     #[arg(long, env = "INSTANCE_IP", value_name = "IP", help_heading = "Pod")]
     pub instance_ip: IpAddr,
     /// Service account of the pod
@@ -58,6 +68,15 @@ pub struct PodArgs {
     /// Name of the cluster, for multi-cluster meshes
     #[arg(long, env = "ISTIO_META_CLUSTER_ID", default_value = "Kubernetes", help_heading = "Pod")]
     pub cluster_id: String,
+    /// The application's probes, which the kubelet asks the proxy for: JSON by path, as the injector writes it
+    #[arg(
+        long,
+        env = "ISTIO_KUBE_APP_PROBERS",
+        default_value = "{}",
+        value_name = "JSON",
+        help_heading = "Pod"
+    )]
+    pub app_probers: String,
     /// Name of the workload (Deployment, …) that owns the pod
     #[arg(long, env = "ISTIO_META_WORKLOAD_NAME", default_value = "", help_heading = "Pod")]
     pub workload_name: String,
@@ -74,6 +93,10 @@ pub struct Pod {
     pub discovery: String,
     /// Worker threads that were asked for; `None` for one per core.
     pub concurrency: Option<usize>,
+    /// How long connections are still taken after SIGTERM.
+    pub drain_delay: Duration,
+    /// The application's probes.
+    pub probers: Arc<Probers>,
     /// True at gateways.
     pub gateway: bool,
 }
@@ -87,8 +110,7 @@ impl Pod {
     /// # Errors
     /// Names the variable or file that is wrong.
     pub fn new(args: PodArgs, gateway: bool) -> anyhow::Result<Self> {
-        let config: Value =
-            serde_json::from_str(&args.proxy_config).context("PROXY_CONFIG: not valid JSON")?;
+        let config = config(&args.proxy_config)?;
         let discovery = config["discoveryAddress"].as_str().unwrap_or(DISCOVERY).to_owned();
         let concurrency = match &config["concurrency"] {
             Value::Null => None,
@@ -99,7 +121,16 @@ impl Pod {
             .into(),
         };
         let labels = downward(&args.pod_info_dir.join("labels"))?;
-        Ok(Self { labels, discovery, concurrency: concurrency.filter(|n| *n > 0), gateway, args })
+        let own_host = !args.instance_ip.is_loopback();
+        Ok(Self {
+            labels,
+            discovery,
+            concurrency: concurrency.filter(|n| *n > 0),
+            drain_delay: drain_delay(&config)?.or(own_host.then_some(leave::DELAY)).unwrap_or_default(),
+            probers: Arc::new(Probers::read(&args.app_probers)?),
+            gateway,
+            args,
+        })
     }
 
     /// Istio's node id: `sidecar~IP~pod.namespace~namespace.svc.cluster.local`.
@@ -146,6 +177,22 @@ impl Pod {
     }
 }
 
+/// `PROXY_CONFIG`, unread.
+fn config(text: &str) -> anyhow::Result<Value> {
+    serde_json::from_str(text).context("PROXY_CONFIG: not valid JSON")
+}
+
+/// `terminationDrainDuration` of it: seconds with an `s`, as protobuf writes durations, or Go's `1m30s`.
+fn drain_delay(config: &Value) -> anyhow::Result<Option<Duration>> {
+    let Some(text) = config.get("terminationDrainDuration").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let duration = text.as_str().and_then(|text| text.parse::<GoDuration>().ok());
+    duration
+        .map(|duration| Some(duration.0))
+        .context("PROXY_CONFIG: terminationDrainDuration is not a duration such as 5s")
+}
+
 /// A file of the downward API: `key="value"` per line, values quoted as in Go. A missing file is an empty one.
 fn downward(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let text = match std::fs::read_to_string(path) {
@@ -180,6 +227,7 @@ mod tests {
             telemetry_addr: None,
             interception_mode: "NONE".to_owned(),
             cluster_id: "Kubernetes".to_owned(),
+            app_probers: "{}".to_owned(),
             workload_name: "web".to_owned(),
         }
     }
@@ -204,6 +252,7 @@ mod tests {
         for (config, labels, want) in [
             ("{", "", "PROXY_CONFIG: not valid JSON"),
             (r#"{"concurrency": "x"}"#, "", "PROXY_CONFIG: concurrency is not a number"),
+            (r#"{"terminationDrainDuration": 5}"#, "", "PROXY_CONFIG: terminationDrainDuration is not"),
             ("{}", "app", "labels:1: not key=\"value\""),
         ] {
             std::fs::write(dir.path().join("labels"), labels).expect("written");

@@ -4,13 +4,14 @@
 //! control runtime and never on the path of a request. Not here: the data path (`listen`, `http`), the stream (`xds`).
 
 use std::{
-    net::SocketAddr,
-    sync::{Arc, Weak},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Weak, atomic::Ordering},
     thread::available_parallelism,
+    time::Duration,
 };
 
 use anyhow::Context;
-use axum::{Router, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{Router, routing::get};
 use mesh_identity::{CertStore, TrustDomain, grpc, tls::ClientTls, workload};
 use mesh_runtime::{
     CommonArgs, LogLevel, Metrics, Readiness, admin::Admin, drain, listen as sockets, shutdown,
@@ -22,7 +23,12 @@ use tonic::transport::Channel;
 use crate::{
     admin, bootstrap,
     cli::{MeshArgs, PortArgs, RunArgs},
-    pod::Pod,
+    pod::{
+        Pod,
+        leave::Leave,
+        pages::{self, Places},
+        probers::Probers,
+    },
     restart::{self, Takeover},
     telemetry::uplink,
     worker::{self, Node, Settings, Shared},
@@ -33,7 +39,7 @@ use crate::{
 const REPORTS: usize = 64;
 
 /// How long a successor may take to get ready.
-const TAKEOVER: std::time::Duration = std::time::Duration::from_secs(60);
+const TAKEOVER: Duration = Duration::from_secs(60);
 
 /// What both ways of running share.
 struct Base {
@@ -57,11 +63,14 @@ impl Base {
     }
 }
 
-/// Where the pages of a proxy listen.
+/// What the pages of a proxy show, and where.
 struct Pages {
-    admin: Option<SocketAddr>,
-    health: Option<SocketAddr>,
-    stats: Option<SocketAddr>,
+    places: Places,
+    probers: Arc<Probers>,
+    /// Where the application is.
+    ip: IpAddr,
+    /// How long connections are still taken after SIGTERM.
+    drain_delay: Duration,
 }
 
 /// Runs as a sidecar or gateway until a signal.
@@ -74,9 +83,10 @@ pub async fn mesh(args: MeshArgs, gateway: bool) -> anyhow::Result<()> {
     let pod = Pod::new(pod, gateway)?;
     let ip = pod.args.instance_ip;
     let pages = Pages {
-        admin: Some(base.common.admin.unwrap_or(SocketAddr::new(ip, ports.admin_port))),
-        health: Some(SocketAddr::new(ip, ports.health_port)),
-        stats: Some(SocketAddr::new(ip, ports.stats_port)),
+        places: Places::of(ip, &ports, base.common.admin),
+        probers: Arc::clone(&pod.probers),
+        ip,
+        drain_delay: ports.drain_delay_seconds.map_or(pod.drain_delay, Duration::from_secs),
     };
     let domain =
         TrustDomain::from_config(&ca.trust_domain).map_err(|e| anyhow::anyhow!("--trust-domain: {e}"))?;
@@ -142,13 +152,21 @@ pub async fn envoy(args: RunArgs) -> anyhow::Result<()> {
     let node = Node { uid, gateway: parts.first() == Some(&"router"), id: node_id.clone() };
     let ports = PortArgs {
         health_port: args.health.map_or(0, |address| address.port()),
+        agent_port: 0,
         stats_port: 0,
         admin_port: bootstrap.admin.map_or(0, |address| address.port()),
         concurrency: args.concurrency,
         max_connections: args.max_connections,
         restart_socket: args.restart_socket,
+        drain_delay_seconds: None,
     };
-    let pages = Pages { admin: base.common.admin.or(bootstrap.admin), health: args.health, stats: None };
+    let admin = base.common.admin.or(bootstrap.admin);
+    let pages = Pages {
+        places: Places { admin, health: args.health, agent: None, stats: None },
+        probers: Arc::default(),
+        ip: local_ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        drain_delay: Duration::ZERO,
+    };
     let settings = settings(node, local_ip, args.concurrency, &ports);
     run(base, settings, identity, telemetry, bootstrap.store, source, bootstrap.files, pages).await
 }
@@ -197,7 +215,7 @@ fn settings(
         workers: concurrency.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
         max_connections: ports.max_connections,
         restart_socket: ports.restart_socket.clone(),
-        own_ports: [ports.admin_port, ports.health_port, ports.stats_port]
+        own_ports: [ports.admin_port, ports.health_port, ports.agent_port, ports.stats_port]
             .into_iter()
             .filter(|p| *p != 0)
             .collect(),
@@ -215,7 +233,7 @@ async fn run(
     files: Vec<(xds::Kind, std::path::PathBuf)>,
     pages: Pages,
 ) -> anyhow::Result<()> {
-    let Base { common, log, readiness, metrics, trigger, watch, signals } = base;
+    let Base { common, log, readiness, metrics, trigger, watch, mut signals } = base;
     let synced = readiness.condition("configuration", "the first configuration has not arrived yet");
     let handle = xds::start(store, source, synced, watch.clone());
     for (kind, path) in files {
@@ -265,32 +283,48 @@ async fn run(
     if let Some(path) = restart_socket {
         restart::serve(&path, Arc::clone(&shared.sockets)).context("--restart-socket")?;
     }
-    if let Some(address) = pages.stats {
+    let leave = Leave::new(readiness.clone(), shared.leaving.clone());
+    let status = || pages::status(readiness.clone(), Arc::clone(&pages.probers), pages.ip);
+    let places = pages.places;
+    for (place, router) in [
+        (places.stats, stats.clone()),
+        (places.health, status()),
+        (places.agent, status().merge(stats.clone()).merge(pages::quit(leave.clone()))),
+    ] {
+        let Some(address) = place else { continue };
         let listener = bind(address, replaces).await?;
-        tokio::spawn(sockets::serve_http(listener, stats.clone(), watch.clone()));
+        tokio::spawn(sockets::serve_http(listener, router, watch.clone()));
     }
-    if let Some(address) = pages.health {
-        let listener = bind(address, replaces).await?;
-        tokio::spawn(sockets::serve_http(listener, health(readiness.clone()), watch.clone()));
-    }
-    if let Some(address) = pages.admin {
-        let pages = Admin::new("proxy", readiness, metrics, log).routes(admin::routes(handle)).routes(stats);
+    if let Some(address) = places.admin {
+        let open = Arc::downgrade(&shared);
+        let open = move || open.upgrade().map_or(0, |shared| shared.connections.load(Ordering::Acquire));
+        let pages = Admin::new("proxy", readiness, metrics, log)
+            .routes(admin::routes(handle))
+            .routes(stats)
+            .routes(pages::drain(leave.clone(), open));
         if replaces {
             drop(bind(address, true).await?);
         }
         tokio::spawn(pages.bind(address)?.serve(watch.clone()));
     }
+    let listening = Arc::clone(&shared.sockets);
     drop((watch, shared));
-    let drained = signals.drain_on_signal(trigger, common.grace()).await;
+    // A successor takes new connections at once.
+    let delay = || if listening.handed_over() { Duration::ZERO } else { pages.drain_delay };
+    let since = leave.time_to_go(async || signals.recv().await, delay).await;
+    let drained = signals.drain(trigger, common.grace().saturating_sub(since)).await;
     tracing::info!(?drained, "stopped");
     tokio::task::spawn_blocking(move || workers.join()).await.context("joining workers")
 }
 
-/// Binds a page's socket; a predecessor that is letting go of it is given some seconds.
+/// Binds a page's socket; a predecessor that is letting go of it is given some seconds. All addresses are those of IPv4 alone where there
+/// is no IPv6.
 async fn bind(address: SocketAddr, replaces: bool) -> anyhow::Result<tokio::net::TcpListener> {
     let mut tries = if replaces { 100 } else { 0 };
+    let four = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    let all = address.is_ipv6() && address.ip().is_unspecified();
     loop {
-        match sockets::bind(address) {
+        match sockets::bind(address).or_else(|error| if all { sockets::bind(four) } else { Err(error) }) {
             Err(_) if tries > 0 => tries -= 1,
             result => return Ok(result?),
         }
@@ -305,18 +339,4 @@ async fn forget(shared: Weak<Shared>, mut snapshots: watch::Receiver<Arc<Snapsho
         let Some(shared) = shared.upgrade() else { return };
         shared.forget(&snapshot);
     }
-}
-
-/// Readiness as kubelet asks for it.
-fn health(readiness: Readiness) -> Router {
-    let page = async move || match readiness.is_ready() {
-        true => (StatusCode::OK, "ready\n".to_owned()).into_response(),
-        false => {
-            let missing = readiness.missing();
-            let lines: String =
-                missing.iter().map(|(name, why)| format!("not ready: {name}: {why}\n")).collect();
-            (StatusCode::SERVICE_UNAVAILABLE, lines).into_response()
-        }
-    };
-    Router::new().route("/healthz/ready", get(page))
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Extension, Router, extract::ConnectInfo};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -101,7 +101,8 @@ pub fn is_loopback(ip: IpAddr) -> bool {
 
 /// Serves `router` on `listener` until the drain; then finishes open requests and returns.
 ///
-/// Connections still open when the grace time ends are cut. Dropping the future stops accepting only.
+/// Connections still open when the grace time ends are cut. Dropping the future stops accepting only. Handlers that must know who
+/// asks take [`ConnectInfo<SocketAddr>`](ConnectInfo).
 pub async fn serve_http(listener: TcpListener, router: Router, drain: Watch) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -114,7 +115,7 @@ pub async fn serve_http(listener: TcpListener, router: Router, drain: Watch) {
         else {
             return;
         };
-        let (router, drain) = (router.clone(), drain.clone());
+        let (router, drain) = (router.clone().layer(Extension(ConnectInfo(peer))), drain.clone());
         tokio::spawn(async move {
             if let Err(error) = serve_connection(stream, router, drain).await {
                 tracing::debug!(%peer, error, "http connection ended");

@@ -55,7 +55,13 @@ impl Signals {
     /// The usual end of a main: waits for a signal, then drains for at most `grace`; a second signal cuts the drain short.
     pub async fn drain_on_signal(mut self, trigger: Trigger, grace: Duration) -> Drained {
         let cause = self.recv().await;
-        tracing::info!(%cause, grace_s = grace.as_secs(), "draining");
+        tracing::info!(%cause, "told to end");
+        self.drain(trigger, grace).await
+    }
+
+    /// Drains for at most `grace`, for mains that had more to do after the first signal; a further signal cuts the drain short.
+    pub async fn drain(mut self, trigger: Trigger, grace: Duration) -> Drained {
+        tracing::info!(grace_s = grace.as_secs(), "draining");
         let end = tokio::select! {
             end = trigger.drain(grace) => end,
             again = self.recv() => {

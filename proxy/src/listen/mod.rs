@@ -69,6 +69,7 @@ impl Listeners {
     /// Follows snapshots until the proxy drains; then every socket is closed, and connections end by themselves.
     pub async fn run(&self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
         let drain = self.worker.shared.drain.clone();
+        let mut leaving = self.worker.shared.leaving.subscribe();
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
             // The view first: a connection must find what its listener refers to.
@@ -78,6 +79,10 @@ impl Listeners {
             let complete = self.update(&snapshot).await;
             tokio::select! {
                 () = drain.signaled() => break,
+                told = leaving.wait_for(|told| *told), if !self.worker.draining.get() => {
+                    drop(told);
+                    self.worker.draining.set(true);
+                }
                 changed = snapshots.changed() => if changed.is_err() {
                     drain.signaled().await;
                     break;

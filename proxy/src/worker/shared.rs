@@ -61,7 +61,7 @@ impl Default for Settings {
             workers: 1,
             max_connections: 100_000,
             restart_socket: None,
-            own_ports: vec![15000, 15021, 15090],
+            own_ports: vec![15000, 15020, 15021, 15090],
         }
     }
 }
@@ -84,6 +84,8 @@ pub struct Shared {
     pub reports: Option<mpsc::Sender<Report>>,
     /// Tells that the proxy drains.
     pub drain: Watch,
+    /// True once clients should go elsewhere, though they are still served.
+    pub leaving: watch::Sender<bool>,
     /// Listeners at work, counted once per worker.
     pub listening: AtomicUsize,
     /// Downstream connections open now.
@@ -114,6 +116,7 @@ impl Shared {
             stats,
             reports,
             drain,
+            leaving: watch::Sender::new(false),
             listening: AtomicUsize::new(0),
             connections: AtomicU64::new(0),
             sockets: Arc::default(),

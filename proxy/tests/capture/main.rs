@@ -18,7 +18,7 @@ const APP: u32 = 1000;
 
 type Body = fn(&World) -> Result<(), Failed>;
 
-const TRIALS: [(&str, Body); 9] = [
+const TRIALS: [(&str, Body); 10] = [
     ("connections of the application come to the outbound port", outbound),
     ("connections to the pod come to the inbound port", inbound),
     ("the proxy's own connections are let through, except those to its own pod", own),
@@ -28,6 +28,7 @@ const TRIALS: [(&str, Body); 9] = [
     ("a check proves capture, and says so when there is none", checks),
     ("the proxy passes captured connections on, both ways", running::passes_on),
     ("a connection to the proxy's own ports never circles", running::never_circles),
+    ("the kubelet is answered, and only the pod itself ends its proxy", running::pages),
 ];
 
 fn main() {

@@ -131,3 +131,73 @@ pub fn never_circles(world: &World) -> Result<(), Failed> {
     assert!(running.0.try_wait()?.is_none(), "the proxy runs on");
     expect(&world.outside, APP, at(POD[0], 8080), "app")
 }
+
+/// The variables of an injected pod, with the application's probes.
+fn sidecar(world: &World) -> Result<Running, Failed> {
+    let probers = r#"{"/app-health/app/livez": {"tcpSocket": {"port": 8080}}, "/app-health/app/readyz": {"tcpSocket": {"port": 8081}}}"#;
+    let child = world.pod.run(0, 0, move || {
+        Command::new(env!("CARGO_BIN_EXE_proxy"))
+            .arg("sidecar")
+            .env_clear()
+            .envs([("POD_NAME", "a"), ("POD_NAMESPACE", "b"), ("INSTANCE_IP", POD[0])])
+            .envs([
+                ("CA_ADDR", "127.0.0.1:8060"),
+                ("PROXY_CONFIG", r#"{"discoveryAddress": "127.0.0.1:15012"}"#),
+            ])
+            .envs([("ISTIO_KUBE_APP_PROBERS", probers), ("LOG_LEVEL", "error"), ("CONCURRENCY", "1")])
+            .uid(PROXY)
+            .gid(PROXY)
+            .stdout(Stdio::null())
+            .spawn()
+    })?;
+    let running = Running(child);
+    let began = Instant::now();
+    while world.pod.ask(PROXY, PROXY, None, at("127.0.0.1", 15000)) == "ConnectionRefused" {
+        if began.elapsed() > PATIENCE * 4 {
+            return Err("the proxy does not answer".into());
+        }
+    }
+    Ok(running)
+}
+
+pub fn pages(world: &World) -> Result<(), Failed> {
+    world.pod.serve(8080, "app");
+    apply(world, &[])?;
+    let mut running = sidecar(world)?;
+    for ip in POD {
+        for (port, path, status) in [
+            (15021, "/healthz/ready", 503),
+            (15020, "/healthz/ready", 503),
+            (15021, "/app-health/app/livez", 200),
+            (15020, "/app-health/app/livez", 200),
+            (15021, "/app-health/app/readyz", 500),
+            (15021, "/app-health/app/startupz", 404),
+            (15090, "/stats/prometheus", 200),
+            (15020, "/stats/prometheus", 200),
+            (15000, "/config_dump", 0),
+        ] {
+            let (got, text) = world.outside.http("GET", at(ip, port), path);
+            assert_eq!(got, status, "{ip}:{port}{path}: {text}");
+        }
+        assert_eq!(world.outside.http("POST", at(ip, 15020), "/quitquitquit").0, 403);
+        assert_eq!(world.pod.http("POST", at(ip, 15020), "/quitquitquit").0, 403);
+    }
+    assert_eq!(world.pod.http("GET", at("127.0.0.1", 15020), "/quitquitquit").0, 405);
+    let late = world.pod.proxy(&["wait", "--timeout-seconds", "0"]);
+    let why = String::from_utf8_lossy(&late.stderr).into_owned();
+    assert!(!late.status.success() && why.contains("certificate: "), "{why}");
+
+    let drained = world.pod.proxy(&["drain"]);
+    assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    let (_, text) = world.pod.http("GET", at("127.0.0.1", 15000), "/drain");
+    assert_eq!(text, r#"{"leaving":true,"connections":0}"#);
+    let (_, text) = world.outside.http("GET", at(POD[0], 15021), "/healthz/ready");
+    assert!(text.contains("not ready: leaving"), "{text}");
+    assert!(running.0.try_wait()?.is_none(), "a drain alone ends nothing");
+
+    assert_eq!(world.pod.http("POST", at("127.0.0.1", 15020), "/quitquitquit").0, 200);
+    assert!(running.0.wait()?.success());
+    let gone = world.pod.proxy(&["drain"]);
+    assert!(gone.status.success(), "one that is gone has nothing to drain");
+    Ok(())
+}

@@ -91,6 +91,27 @@ impl Place {
         })
     }
 
+    /// Status and body of a page, asked for from here; status 0 when there was no answer.
+    pub fn http(&self, method: &'static str, to: SocketAddr, path: &'static str) -> (u16, String) {
+        self.run(0, 0, move || {
+            let asked = || -> std::io::Result<String> {
+                let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                write!(
+                    stream,
+                    "{method} {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                )?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text)?;
+                Ok(text)
+            };
+            let text = asked().unwrap_or_default();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+            (status.unwrap_or_default(), body.to_owned())
+        })
+    }
+
     /// Answers every TCP connection to `port`, both families, with a name and what the server saw.
     pub fn serve(&self, port: u16, name: &'static str) {
         let sockets = self.run(0, 0, move || [listener(Domain::IPV4, port), listener(Domain::IPV6, port)]);
