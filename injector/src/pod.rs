@@ -16,6 +16,8 @@ use crate::{
 
 /// Name of the proxy's container.
 pub const PROXY: &str = "istio-proxy";
+/// Ports of the proxy's pages, which `proxy capture` leaves alone by itself.
+const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
 /// Says what injection added, as JSON; by it the next injection takes it away again.
 pub const STATUS: &str = "sidecar.istio.io/status";
 /// Keeps what the author wrote for the proxy's container, as JSON.
@@ -218,11 +220,13 @@ fn values(
     set("imagePullPolicy", settings.image_pull_policy.as_deref().and_then(text));
     set("resources", Some(wishes.resources.clone()));
     set("statusPort", Some(json!(wishes.status_port)));
+    set("healthPort", Some(json!(wishes.status_port.to_string())));
     set("health", Some(json!(wishes.status_port != 0)));
     set("readinessInitialDelaySeconds", Some(json!(delay)));
     set("readinessPeriodSeconds", Some(json!(period)));
     set("readinessFailureThreshold", Some(json!(failures)));
     set("native", Some(json!(wishes.native)));
+    set("hold", Some(json!(!wishes.native && holds(wishes) && wishes.status_port != 0)));
     set("capture", Some(json!(capture)));
     set("interceptionMode", text(wishes.interception_mode.name()));
     set("proxyConfig", Some(json!(Value::Object(config).to_string())));
@@ -236,6 +240,14 @@ fn values(
     set("appProbers", probers);
     for (name, value) in &wishes.capture {
         set(name, Some(json!(value)));
+    }
+    // The kubelet's probes reach the proxy as they are, at whatever port.
+    if wishes.status_port != 0 && !PROXY_PORTS.contains(&wishes.status_port) {
+        let all =
+            wishes.capture.iter().filter(|(name, list)| *name == "excludeInboundPorts" && !list.is_empty());
+        let ports: Vec<_> =
+            all.map(|(_, list)| list.clone()).chain([wishes.status_port.to_string()]).collect();
+        set("excludeInboundPorts", Some(json!(ports.join(","))));
     }
     match containers(pod, "containers").any(|c| name_of(c).is_empty()) {
         true => Err(InjectError::NotAPod("a container has no name".to_owned())),
@@ -303,7 +315,7 @@ fn apply(
     }
     added.init.extend(first.iter().map(|c| name_of(c).to_owned()));
     added.containers.extend(last.iter().map(|c| name_of(c).to_owned()));
-    let hold = wishes.proxy_config.get("holdApplicationUntilProxyStarts") == Some(&Value::Bool(true));
+    let hold = holds(wishes);
     let volumes = list("/spec/volumes");
     added.volumes.extend(volumes.iter().map(|v| name_of(v).to_owned()));
     place(pod, "initContainers", first, native)?;
@@ -316,6 +328,11 @@ fn apply(
         }
     }
     Ok(())
+}
+
+/// Whether the application waits for the proxy where that takes more than the kubelet's order: `holdApplicationUntilProxyStarts`.
+fn holds(wishes: &Wishes) -> bool {
+    wishes.proxy_config.get("holdApplicationUntilProxyStarts") == Some(&Value::Bool(true))
 }
 
 /// Adds `items` before or after those of the pod's list; one with a name that is taken is a mistake of the pod.

@@ -84,6 +84,46 @@ fn the_proxy_is_a_native_sidecar_or_the_last_container_and_captures_or_not() {
 }
 
 #[test]
+fn the_pod_waits_for_its_proxy_and_its_proxy_for_connections() {
+    let hold = ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: true");
+    let classic = ("sidecar.istio.io/nativeSidecar", "false");
+    for (annotations, waits) in [
+        (&[][..], false),
+        (&[hold], false),
+        (&[classic], false),
+        (&[classic, hold], true),
+        (&[classic, hold, ("status.sidecar.istio.io/port", "0")], false),
+    ] {
+        let got = injected(&annotated(annotations), &Settings::default());
+        let lifecycle = &proxy(&got)["lifecycle"];
+        assert_eq!(lifecycle["preStop"]["exec"]["command"], json!(["/proxy", "drain"]), "{annotations:?}");
+        assert_eq!(lifecycle["postStart"].is_object(), waits, "{annotations:?}");
+    }
+}
+
+#[test]
+fn a_health_port_of_the_pods_own_is_told_and_not_captured() {
+    let excluded = |pod: &Value| {
+        let init = pod["spec"]["initContainers"].as_array().expect("a list");
+        let init = init.iter().find(|c| c["name"] == "istio-init").expect("capture");
+        let env = init["env"].as_array().expect("a list");
+        env.iter().find(|e| e["name"] == "EXCLUDE_INBOUND_PORTS").expect("set")["value"].clone()
+    };
+    let own = ("traffic.sidecar.istio.io/excludeInboundPorts", "22");
+    for (annotations, port, ports) in [
+        (&[][..], Some("15021"), ""),
+        (&[("status.sidecar.istio.io/port", "15020"), own], Some("15020"), "22"),
+        (&[("status.sidecar.istio.io/port", "8082")], Some("8082"), "8082"),
+        (&[("status.sidecar.istio.io/port", "8082"), own], Some("8082"), "22,8082"),
+        (&[("status.sidecar.istio.io/port", "0")], None, ""),
+    ] {
+        let got = injected(&annotated(annotations), &Settings::default());
+        assert_eq!(env(&got, "HEALTH_PORT").as_deref(), port, "{annotations:?}");
+        assert_eq!(excluded(&got), ports, "{annotations:?}");
+    }
+}
+
+#[test]
 fn the_proxy_learns_who_it_is_and_where_the_control_plane_lives() {
     let settings = Settings::read("{caAddr: 'ca:1', env: {EXTRA: 1}}").expect("settings");
     let got = injected(&annotated(&[("proxy.istio.io/config", "proxyMetadata: {A: b}")]), &settings);

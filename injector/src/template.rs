@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 pub const BUILT_IN: &str = include_str!("../templates/crema.yaml");
 
 /// Names that a template may use.
-pub const NAMES: [&str; 34] = [
+pub const NAMES: [&str; 36] = [
     "appProbers",
     "caAddr",
     "canonicalName",
@@ -25,6 +25,8 @@ pub const NAMES: [&str; 34] = [
     "excludeOutboundPorts",
     "extraEnv",
     "health",
+    "healthPort",
+    "hold",
     "image",
     "imagePullPolicy",
     "includeInboundPorts",
