@@ -311,8 +311,8 @@ async fn run(
     drop((watch, shared));
     // A successor takes new connections at once.
     let delay = || if listening.handed_over() { Duration::ZERO } else { pages.drain_delay };
-    let since = leave.time_to_go(async || signals.recv().await, delay).await;
-    let drained = signals.drain(trigger, common.grace().saturating_sub(since)).await;
+    let delayed = leave.time_to_go(async || signals.recv().await, delay).await;
+    let drained = signals.drain(trigger, common.grace().saturating_sub(delayed)).await;
     tracing::info!(?drained, "stopped");
     tokio::task::spawn_blocking(move || workers.join()).await.context("joining workers")
 }

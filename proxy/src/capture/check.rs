@@ -20,11 +20,20 @@ use super::rules::Plan;
 /// How long a connection inside a pod may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a check has shown.
+#[derive(Debug)]
+pub enum Found {
+    /// Connections were captured, or none are to be.
+    Proven(String),
+    /// This pod has no route to anywhere that is to be captured.
+    NoWay(String),
+}
+
 /// Connects to an address that must be captured, for each IP family that has a route, and answers in the proxy's place.
 ///
 /// # Errors
-/// When a connection was not captured, or none could be tried.
-pub async fn run(plan: &Plan) -> anyhow::Result<String> {
+/// When a connection was not captured, or the proxy's port is taken.
+pub async fn run(plan: &Plan) -> anyhow::Result<Found> {
     let mut proven = Vec::new();
     let mut untried = Vec::new();
     for (family, v6) in [("IPv4", false), ("IPv6", true)] {
@@ -39,10 +48,10 @@ pub async fn run(plan: &Plan) -> anyhow::Result<String> {
     }
     let nothing_to_do = plan.sample(false).is_none() && plan.sample(true).is_none();
     if proven.is_empty() && !nothing_to_do {
-        bail!("capture could not be checked ({}): is the pod's network up?", untried.join("; "));
+        return Ok(Found::NoWay(untried.join("; ")));
     }
     proven.append(&mut untried);
-    Ok(proven.join("; "))
+    Ok(Found::Proven(proven.join("; ")))
 }
 
 /// `None` when this host has no way to the target.

@@ -53,7 +53,7 @@ pub struct CaptureArgs {
     /// Port of the proxy that takes inbound connections
     #[arg(long, env = "INBOUND_PORT", default_value_t = 15006, value_name = "PORT")]
     pub inbound_port: u16,
-    /// Afterwards prove with a connection that capture works; fails if it does not
+    /// Afterwards prove with a connection inside the pod that capture works; fails if it does not
     #[arg(long, env = "CAPTURE_CHECK")]
     pub check: bool,
     /// Change nothing, only prove that capture works (for rules that something else has set)
@@ -142,7 +142,14 @@ pub async fn run(args: CaptureArgs) -> anyhow::Result<()> {
         );
     }
     if args.check || args.check_only {
-        println!("checked: {}", check::run(&plan).await?);
+        match check::run(&plan).await? {
+            check::Found::Proven(what) => println!("checked: {what}"),
+            // The rules are in place, and without a way out there is nothing to capture yet.
+            check::Found::NoWay(why) if args.check => println!("not checked: {why}"),
+            check::Found::NoWay(why) => {
+                anyhow::bail!("capture could not be checked ({why}): is the pod's network up?")
+            }
+        }
     }
     Ok(())
 }

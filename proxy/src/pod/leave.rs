@@ -66,7 +66,7 @@ impl Leave {
     }
 
     /// Resolves when the sockets are to be closed: at once when asked to quit, and `delay` after the begin when told to end by a signal of
-    /// an orchestrator. `next` gives signals; a second one, and any other, ends the delay. Returns the time since the begin.
+    /// an orchestrator. `next` gives signals; a second one, and any other, ends the delay. Returns how long the delay took.
     pub async fn time_to_go(
         &self,
         mut next: impl AsyncFnMut() -> Cause,
@@ -76,7 +76,8 @@ impl Leave {
             cause = next() => Some(cause),
             () = self.0.quit.notified() => None,
         };
-        let Some(cause) = cause else { return self.since() };
+        let asked = Instant::now();
+        let Some(cause) = cause else { return Duration::ZERO };
         self.begin(&cause.to_string());
         if cause == Cause::Terminate {
             let left = delay().saturating_sub(self.since());
@@ -86,7 +87,7 @@ impl Leave {
                 () = self.0.quit.notified() => {}
             }
         }
-        self.since()
+        asked.elapsed()
     }
 
     fn since(&self) -> Duration {
@@ -138,15 +139,15 @@ mod tests {
 
     #[tokio::test(start_paused = true, flavor = "local")]
     async fn a_drain_before_the_signal_counts() {
-        for (before, want) in [(2, 5), (9, 9)] {
+        for (before, total, after) in [(2, 5, 3), (9, 9, 0)] {
             let scene = scene(5);
             let began = Instant::now();
             scene.leave.begin("preStop");
             tokio::time::sleep(Duration::from_secs(before)).await;
             assert!(!scene.went.is_finished(), "a drain alone ends nothing");
             scene.signals.send(Cause::Terminate).await.expect("listened to");
-            let since = scene.went.await.expect("no panic");
-            assert_eq!((began.elapsed(), since), (Duration::from_secs(want), Duration::from_secs(want)));
+            let took = scene.went.await.expect("no panic");
+            assert_eq!((began.elapsed(), took), (Duration::from_secs(total), Duration::from_secs(after)));
         }
     }
 
