@@ -196,14 +196,21 @@ fn expected(names: &[StringMatch]) -> Result<Expected, String> {
     Ok(Expected::OneOf(ids))
 }
 
-/// What Istio's ALPN filter offers between sidecars, so that a permissive listener on the other side knows HTTP from TCP.
+/// What Istio's ALPN filter offers between sidecars, so that a permissive listener on the other side knows HTTP from TCP. Bytes never go
+/// by a name of HTTP, though the cluster may have some for a port of unknown protocol: the other side would wait for a request.
 fn mesh_alpn(tls: &UpstreamTls, spoken: Spoken) -> Vec<Vec<u8>> {
     let names: &[&str] = match spoken {
         Spoken::Http1 => &["istio-http/1.1", "istio", "http/1.1"],
         Spoken::Http2 => &["istio-h2", "istio", "h2"],
         Spoken::Either => &["istio-h2", "istio-http/1.1", "istio", "h2", "http/1.1"],
-        Spoken::Tcp if tls.alpn.is_empty() => &["istio-peer-exchange", "istio"],
-        Spoken::Tcp => return tls.alpn.iter().map(|name| name.as_bytes().to_vec()).collect(),
+        Spoken::Tcp => {
+            let http = |name: &str| ["istio-h", "http/", "h2"].iter().any(|start| name.starts_with(start));
+            let bytes: Vec<_> = tls.alpn.iter().filter(|name| !http(name)).collect();
+            if !bytes.is_empty() {
+                return bytes.into_iter().map(|name| name.as_bytes().to_vec()).collect();
+            }
+            &["istio-peer-exchange", "istio"]
+        }
     };
     names.iter().map(|name| name.as_bytes().to_vec()).collect()
 }
@@ -278,6 +285,22 @@ pub fn credentials(snapshot: &Snapshot, certificate: &Certificate) -> Result<Cre
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_never_go_by_a_name_of_http() {
+        for (alpn, want) in [
+            (&[][..], &["istio-peer-exchange", "istio"][..]),
+            (&["istio"], &["istio"]),
+            (&["istio-http/1.1", "http/1.1"], &["istio-peer-exchange", "istio"]),
+            (&["istio-h2", "h2"], &["istio-peer-exchange", "istio"]),
+        ] {
+            let alpn = alpn.iter().map(|name| (*name).into()).collect();
+            let tls = UpstreamTls { alpn, ..UpstreamTls::default() };
+            let got: Vec<_> = mesh_alpn(&tls, Spoken::Tcp).into_iter().map(String::from_utf8).collect();
+            let got: Vec<_> = got.into_iter().map(|name| name.expect("text")).collect();
+            assert_eq!(got, want);
+        }
+    }
 
     #[test]
     fn connections_leave_from_an_address_that_can_reach() {

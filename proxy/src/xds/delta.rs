@@ -9,7 +9,7 @@ use mesh_traffic::names::Name;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as Client;
-use xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status};
+use xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource as Sent, Status};
 
 use super::{
     client::Protocol,
@@ -110,17 +110,21 @@ impl Protocol for Stream {
         match Kind::of(&type_url) {
             None => refused.push(format!("resources of type {type_url} were not asked for")),
             Some(kind) => {
-                for one in resources {
-                    let raw = one.resource.map(|any| any.value).unwrap_or_default();
-                    let taken = Resource::decode(kind, &one.name, &one.version, raw)
-                        .map_err(|reject| reject.to_string())
-                        .and_then(|resource| store.apply(resource));
-                    if let Err(why) = taken {
-                        refused.push(format!("{}: {why}", one.name));
-                    }
-                }
+                // One answer is one change: what takes a domain over may stand before the virtual host that gives it up.
                 for name in removed_resources {
                     store.remove(kind, &name);
+                }
+                let mut apply = |one: &Sent| {
+                    let raw = one.resource.as_ref().map(|any| any.value.clone()).unwrap_or_default();
+                    Resource::decode(kind, &one.name, &one.version, raw)
+                        .map_err(|reject| reject.to_string())
+                        .and_then(|resource| store.apply(resource))
+                };
+                let failed: Vec<_> = resources.iter().filter(|one| apply(one).is_err()).collect();
+                for one in failed {
+                    if let Err(why) = apply(one) {
+                        refused.push(format!("{}: {why}", one.name));
+                    }
                 }
                 if kind == Kind::VirtualHost {
                     store.complete_hosts();
@@ -167,7 +171,7 @@ mod tests {
     use super::*;
     use prost::Message;
     use xds::{
-        discovery::{Packed, Resource as Sent},
+        discovery::Packed,
         envoy::config::{cluster::v3 as cluster, core::v3::HealthCheck, endpoint::v3 as endpoint},
     };
 
@@ -200,6 +204,28 @@ mod tests {
         assert_eq!(requests[1].type_url, Kind::Endpoints.url());
         assert_eq!(requests[1].resource_names_subscribe, ["good"]);
         assert_eq!(store.versions(Kind::Cluster), HashMap::from([("good".to_owned(), "7".to_owned())]));
+    }
+
+    #[test]
+    fn a_domain_may_change_hands_within_one_answer() {
+        use xds::envoy::config::route::v3::VirtualHost;
+        let host = |name: &str, domains: &[&str]| {
+            let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
+            let host = VirtualHost { name: name.to_owned(), domains, ..VirtualHost::default() };
+            sent(Kind::VirtualHost, &format!("80/{name}"), &host)
+        };
+        let (mut stream, mut store) = (Stream::new(true), Store::default());
+        let first = vec![host("allow_any", &["*"]), host("a", &["x", "y"])];
+        stream.take(answer(Kind::VirtualHost, first), &mut store);
+        let next = DeltaDiscoveryResponse {
+            removed_resources: vec!["80/allow_any".to_owned()],
+            ..answer(Kind::VirtualHost, vec![host("block_all", &["*"]), host("b", &["y"]), host("a", &["x"])])
+        };
+        let requests = stream.take(next, &mut store);
+        assert_eq!(requests[0].error_detail, None);
+        let mut names: Vec<_> = store.names(Kind::VirtualHost).map(ToString::to_string).collect();
+        names.sort();
+        assert_eq!(names, ["80/a", "80/b", "80/block_all"]);
     }
 
     #[test]
