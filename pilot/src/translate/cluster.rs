@@ -17,7 +17,8 @@ use mesh_config::kinds::{
     ConnectionPool, H2Upgrade, LoadBalancer, OutlierDetection, SimpleLb, Subset, TcpKeepalive,
 };
 use mesh_traffic::{
-    cluster::{self, Balance, Cluster, Discovery, Keepalive, Limits, Outlier},
+    cluster::{self, Balance, Cluster, ClusterTls, Discovery, Keepalive, Limits, Outlier},
+    endpoint::Endpoints,
     names::{BLACK_HOLE, ClusterName, Name, PASSTHROUGH},
 };
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
@@ -113,6 +114,7 @@ impl Translator {
         if cluster.balance == Balance::Provided || cluster.discovery == Discovery::OriginalDst {
             cluster.discovery = Discovery::OriginalDst;
             cluster.balance = Balance::Provided;
+            together(&mut cluster.tls, &made.value);
         }
         let is_eds = is_eds && cluster.discovery != Discovery::OriginalDst;
         if let Some(pool) = &blocks.pool {
@@ -131,6 +133,15 @@ impl Translator {
             part.assignment(made);
         }
     }
+}
+
+/// Decides on TLS for all endpoints of a cluster without a table of them, where nothing is known of one alone: mutual TLS if each takes it.
+fn together(tls: &mut ClusterTls, endpoints: &Endpoints) {
+    let Some(mutual) = tls.matches.iter().find(|one| !one.labels.is_empty()) else { return };
+    let mut all = endpoints.iter().peekable();
+    let taken = all.peek().is_some()
+        && all.all(|one| mutual.labels.iter().all(|label| one.tls_labels.contains(label)));
+    *tls = ClusterTls { default: mutual.tls.clone().filter(|_| taken), matches: Vec::new() };
 }
 
 /// Where connections to anywhere leave from: a loopback address reaches nothing beyond this host, so none is chosen.
@@ -245,5 +256,44 @@ fn balance_of(from: Option<&LoadBalancer>) -> Balance {
         Some(SimpleLb::Random) => Balance::Random,
         Some(SimpleLb::Passthrough) => Balance::Provided,
         _ => Balance::LeastRequest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_traffic::{cluster::TlsMatch, endpoint::Endpoint, tls::UpstreamTls};
+
+    #[test]
+    fn a_cluster_without_a_table_is_mutual_where_every_endpoint_takes_it() {
+        let label = || (Name::from("tlsMode"), Name::from("istio"));
+        let one = |takes: bool| Endpoint {
+            tls_labels: if takes { vec![label()] } else { Vec::new() },
+            ..Endpoint::at(([10, 0, 0, 1], 80).into())
+        };
+        let automatic = || ClusterTls {
+            default: None,
+            matches: vec![
+                TlsMatch {
+                    name: "on".into(),
+                    labels: vec![label()],
+                    tls: Some(Arc::new(UpstreamTls::default())),
+                },
+                TlsMatch { name: "off".into(), labels: Vec::new(), tls: None },
+            ],
+        };
+        for (endpoints, mutual) in [
+            (vec![one(true), one(true)], true),
+            (vec![one(true), one(false)], false),
+            (vec![one(false)], false),
+            (Vec::new(), false),
+        ] {
+            let mut tls = automatic();
+            together(&mut tls, &Endpoints::flat("c", endpoints));
+            assert_eq!((tls.default.is_some(), tls.matches.len()), (mutual, 0));
+        }
+        let mut written = ClusterTls { default: Some(Arc::default()), matches: Vec::new() };
+        together(&mut written, &Endpoints::flat("c", vec![one(false)]));
+        assert!(written.default.is_some(), "what a DestinationRule says stands");
     }
 }
