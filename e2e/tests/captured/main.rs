@@ -1,0 +1,220 @@
+//! Two pods with captured traffic under the real pilot and citadel, in network namespaces: what a node of Kubernetes makes of a pod,
+//! without Kubernetes.
+//!
+//! In: [`OBJECTS`], the binaries. Out: one trial per kind of traffic. Kept true: without root the trials show as ignored with the reason.
+//! Not here: the rules of capture (`proxy/tests/capture`), real clusters (`e2e cluster`).
+
+mod world;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::ensure;
+use libtest_mimic::{Arguments, Failed, Trial};
+use world::{Place, SHOP, World, until};
+
+/// A service, the same pods without an address of their own, and the pods themselves.
+const OBJECTS: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: "accessLogFile: /dev/stdout\n"}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: default, labels: {app: web, security.istio.io/tlsMode: istio}}
+spec: {serviceAccountName: web, containers: [{name: app, image: app}]}
+status: {phase: Running, podIP: 10.79.0.2, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shop, namespace: default, labels: {app: shop, security.istio.io/tlsMode: istio}}
+spec: {serviceAccountName: shop, containers: [{name: app, image: app}]}
+status: {phase: Running, podIP: 10.79.0.3, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: default}
+spec:
+  clusterIP: 10.96.0.10
+  selector: {app: shop}
+  ports:
+  - {name: http, port: 80, targetPort: 8080}
+  - {name: tcp-db, port: 3306, targetPort: 3306}
+  - {name: mystery, port: 7000, targetPort: 7000}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: shop-1, namespace: default, labels: {kubernetes.io/service-name: shop}}
+ports: [{name: http, port: 8080, protocol: TCP}, {name: tcp-db, port: 3306, protocol: TCP}, {name: mystery, port: 7000, protocol: TCP}]
+endpoints: [{addresses: [10.79.0.3], conditions: {ready: true}, targetRef: {kind: Pod, name: shop, namespace: default}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: peers, namespace: default}
+spec:
+  clusterIP: None
+  selector: {app: shop}
+  ports: [{name: http, port: 8080, targetPort: 8080}, {name: tcp-gossip, port: 7100, targetPort: 7100}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: peers-1, namespace: default, labels: {kubernetes.io/service-name: peers}}
+ports: [{name: http, port: 8080, protocol: TCP}, {name: tcp-gossip, port: 7100, protocol: TCP}]
+endpoints: [{addresses: [10.79.0.3], conditions: {ready: true}, targetRef: {kind: Pod, name: shop, namespace: default}}]
+"#;
+
+const STRICT: &str = r"
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: istio-system}
+spec: {mtls: {mode: STRICT}}
+";
+
+/// What the shop hears of a caller that its sidecar has verified.
+const AS_WEB: &str = "URI=spiffe://cluster.local/ns/default/sa/web";
+const AS_SHOP: &str = "URI=spiffe://cluster.local/ns/default/sa/shop";
+
+type Story = fn(&World) -> anyhow::Result<()>;
+
+const STORIES: [(&str, Story); 7] = [
+    ("a call to a service's address is mutual tls", to_a_service),
+    ("a call to a pod of a headless service is mutual tls", to_a_headless_service),
+    ("servers that speak first are heard, on declared and on undeclared ports", server_first),
+    ("a caller without a sidecar is served while mutual tls is permissive", plaintext),
+    ("a pod that calls its own service reaches itself", itself),
+    ("strict mutual tls resets plaintext, and the kubelet's probes still answer", strict),
+    ("unknown destinations pass through, or are refused by registry only", unknown),
+];
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let missing = World::missing();
+    let world: Arc<Mutex<Option<Result<World, String>>>> = Arc::default();
+    let trials = STORIES
+        .map(|(name, story)| match &missing {
+            Some(why) => Trial::test(format!("{name} ({why})"), || Ok(())).with_ignored_flag(true),
+            None => {
+                let world = Arc::clone(&world);
+                Trial::test(name, move || tell(&world, story))
+            }
+        })
+        .into();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Processes end with the world, and `exit` drops nothing.
+    world.lock().unwrap_or_else(PoisonError::into_inner).take();
+    conclusion.exit();
+}
+
+fn tell(world: &Mutex<Option<Result<World, String>>>, story: Story) -> Result<(), Failed> {
+    let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = world.get_or_insert_with(|| open().map_err(|error| format!("{error:#}")));
+    let world = world.as_ref().map_err(|why| Failed::from(why.clone()))?;
+    story(world).map_err(|error| Failed::from(format!("{error:#}\n{}", world.logs())))
+}
+
+/// The mesh, with applications in its pods and servers in the rest of the world.
+fn open() -> anyhow::Result<World> {
+    let world = World::start()?;
+    world.shop.http(8080, "shop")?;
+    for port in [3306, 7000, 7100, 9999] {
+        world.shop.greeter(port, "hello ")?;
+    }
+    world.hub.http(8123, "world")?;
+    world.hub.greeter(9998, "welcome ")?;
+    Ok(world)
+}
+
+/// Asks and compares: status, and parts that the answer has or has not.
+fn expect(place: &Place, to: &str, url: &str, has: &[&str], lacks: &[&str]) -> anyhow::Result<()> {
+    let (status, text) = place.get(to, url)?;
+    ensure!(status == 200, "{url} at {to}: {text}");
+    for part in has {
+        ensure!(text.contains(part), "{url} at {to} lacks `{part}`: {text}");
+    }
+    for part in lacks {
+        ensure!(!text.contains(part), "{url} at {to} has `{part}`: {text}");
+    }
+    Ok(())
+}
+
+fn to_a_service(world: &World) -> anyhow::Result<()> {
+    for _ in 0..20 {
+        expect(&world.web, "10.96.0.10:80", "shop", &["shop heard from 127.0.0.6", AS_WEB], &[])?;
+    }
+    expect(&world.web, "10.96.0.10:80", "shop.default.svc.cluster.local", &[AS_WEB], &[])
+}
+
+fn to_a_headless_service(world: &World) -> anyhow::Result<()> {
+    expect(&world.web, &format!("{SHOP}:8080"), "peers:8080", &["shop heard from 127.0.0.6", AS_WEB], &[])?;
+    let said = world.web.greeted(&format!("{SHOP}:7100"))?;
+    ensure!(said == "hello more", "got {said}");
+    Ok(())
+}
+
+fn server_first(world: &World) -> anyhow::Result<()> {
+    for to in ["10.96.0.10:3306", "10.96.0.10:7000", &format!("{SHOP}:9999"), "192.0.2.80:9998"] {
+        let said = world.web.greeted(to)?;
+        ensure!(said.ends_with(" more"), "{to} said {said}");
+    }
+    Ok(())
+}
+
+fn plaintext(world: &World) -> anyhow::Result<()> {
+    expect(&world.plain, &format!("{SHOP}:8080"), "shop", &["shop heard from 127.0.0.6"], &["spiffe://"])?;
+    for port in [3306, 7000, 9999] {
+        let said = world.plain.greeted(&format!("{SHOP}:{port}"))?;
+        ensure!(said == "hello more", "port {port} said {said}");
+    }
+    Ok(())
+}
+
+fn itself(world: &World) -> anyhow::Result<()> {
+    expect(&world.shop, "10.96.0.10:80", "shop", &["shop heard from 127.0.0.6", AS_SHOP], &[])?;
+    // Its own address is its own business.
+    expect(
+        &world.shop,
+        &format!("{SHOP}:8080"),
+        "peers:8080",
+        &["shop heard from 10.79.0.3"],
+        &["spiffe://"],
+    )?;
+    expect(&world.shop, "127.0.0.1:8080", "anything", &["shop heard from 127.0.0.1"], &["spiffe://"])
+}
+
+fn strict(world: &World) -> anyhow::Result<()> {
+    world.write("strict.yaml", STRICT)?;
+    let direct = format!("{SHOP}:8080");
+    until(|| world.plain.get(&direct, "shop").is_err())?;
+    for port in [3306, 7000, 9999] {
+        let said = world.plain.greeted(&format!("{SHOP}:{port}"));
+        ensure!(said.is_err(), "port {port} said {said:?}");
+    }
+    expect(&world.web, "10.96.0.10:80", "shop", &[AS_WEB], &[])?;
+    expect(&world.shop, "10.96.0.10:80", "shop", &[AS_SHOP], &[])?;
+    for to in ["10.96.0.10:3306", "10.96.0.10:7000", &format!("{SHOP}:7100")] {
+        let said = world.web.greeted(to)?;
+        ensure!(said == "hello more", "{to} said {said}");
+    }
+    for port in [15020, 15021] {
+        let probed = "kubelet/app-health/app/livez";
+        expect(&world.hub, &format!("{SHOP}:{port}"), probed, &["shop heard from 127.0.0.6"], &[])?;
+    }
+    world.write("strict.yaml", "")?;
+    until(|| world.plain.get(&direct, "shop").is_ok())
+}
+
+fn unknown(world: &World) -> anyhow::Result<()> {
+    let there = "192.0.2.80:8123";
+    expect(&world.web, there, "elsewhere.example", &["world heard from 10.79.0.2"], &["spiffe://"])?;
+    let only =
+        OBJECTS.replacen("accessLogFile", "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\\naccessLogFile", 1);
+    world.write("objects.yaml", &only)?;
+    until(|| !world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))?;
+    ensure!(world.web.greeted("192.0.2.80:9998").is_err(), "an unknown server was reached");
+    expect(&world.web, "10.96.0.10:80", "shop", &[AS_WEB], &[])?;
+    world.write("objects.yaml", OBJECTS)?;
+    until(|| world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))
+}

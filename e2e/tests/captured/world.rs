@@ -1,0 +1,321 @@
+//! Pods as Kubernetes has them, each in a network namespace of its own, with captured traffic and the real control plane.
+//!
+//! In: root's rights, `ip` and `setpriv`, the binaries. Out: [`World`]: two pods with sidecars, one neighbour without, one wire between
+//! all. Kept true: every process and namespace is gone with the world; nothing outside it is touched. Not here: what is expected (`main`).
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use e2e::{backends::Running, node::tokens::Mint, peers};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Where citadel and pilot are.
+pub const HUB: &str = "10.79.0.1";
+/// The pod that calls.
+pub const WEB: &str = "10.79.0.2";
+/// The pod that is called.
+pub const SHOP: &str = "10.79.0.3";
+/// The neighbour without a sidecar.
+pub const PLAIN: &str = "10.79.0.4";
+/// How long one exchange may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the mesh may take to get ready, or a change to come into force.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// A network namespace, removed when dropped.
+#[derive(Debug)]
+pub struct Place(String);
+
+impl Place {
+    fn new(name: &str) -> anyhow::Result<Self> {
+        let place = Self(format!("crema-{name}-{}", std::process::id()));
+        ip(&format!("netns add {}", place.0))?;
+        place.ip("link set lo up")?;
+        Ok(place)
+    }
+
+    fn ip(&self, words: &str) -> anyhow::Result<()> {
+        ip(&format!("-n {} {words}", self.0))
+    }
+
+    /// A program in this place; `user` and group have the same number.
+    fn command(&self, user: u32, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, "setpriv", "--clear-groups"]);
+        command.arg(format!("--reuid={user}")).arg(format!("--regid={user}")).arg(program);
+        command
+    }
+
+    /// Runs `work` on a thread that belongs here.
+    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+        let space = File::open(format!("/run/netns/{}", self.0))?;
+        let running = thread::spawn(move || {
+            move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))?;
+            anyhow::Ok(work())
+        });
+        running.join().map_err(|_| anyhow::anyhow!("a panic in {}", self.0))?
+    }
+
+    /// An HTTP application that says who it is, who asks, and what it was told.
+    pub fn http(&self, port: u16, name: &'static str) -> anyhow::Result<()> {
+        let listener = self.inside(move || TcpListener::bind(("0.0.0.0", port)))??;
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || converse(stream, name));
+            }
+        });
+        Ok(())
+    }
+
+    /// A server that speaks first, and then repeats what it hears.
+    pub fn greeter(&self, port: u16, greeting: &'static str) -> anyhow::Result<()> {
+        let listener = self.inside(move || TcpListener::bind(("0.0.0.0", port)))??;
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                thread::spawn(move || {
+                    let _ = stream.write_all(greeting.as_bytes());
+                    let mut bytes = [0; 256];
+                    while let Ok(size @ 1..) = stream.read(&mut bytes) {
+                        let _ = stream.write_all(&bytes[..size]);
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// GET `host/path` at the address `to`, from here: status and text. An error says what became of the connection.
+    pub fn get(&self, to: &str, url: &str) -> anyhow::Result<(u16, String)> {
+        let to: SocketAddr = to.parse()?;
+        let (host, path) = url.split_once('/').unwrap_or((url, ""));
+        let (host, path) = (host.to_owned(), path.to_owned());
+        self.inside(move || {
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            write!(stream, "GET /{path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+            Ok((status.with_context(|| format!("no answer: {text:?}"))?, text))
+        })?
+    }
+
+    /// What a server says before it is told anything, and its answer to `more`.
+    pub fn greeted(&self, to: &str) -> anyhow::Result<String> {
+        let to: SocketAddr = to.parse()?;
+        self.inside(move || {
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut bytes = [0; 256];
+            let first = stream.read(&mut bytes)?;
+            ensure!(first > 0, "closed without a word");
+            let mut text = String::from_utf8_lossy(&bytes[..first]).into_owned();
+            stream.write_all(b"more")?;
+            let second = stream.read(&mut bytes)?;
+            text.push_str(&String::from_utf8_lossy(&bytes[..second]));
+            Ok(text)
+        })?
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _gone = ip(&format!("netns del {}", self.0));
+    }
+}
+
+/// Answers requests of one connection with the application's name, the caller's address and the request's headers.
+fn converse(stream: TcpStream, name: &str) -> Option<()> {
+    let from = stream.peer_addr().ok()?.ip();
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut stream = stream;
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).ok()? == 0 {
+                return None;
+            }
+        }
+        let body = format!("{name} heard from {from}:\n{}", head.replace('\r', ""));
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).ok()?;
+        if head.contains("connection: close") {
+            return None;
+        }
+    }
+}
+
+/// The mesh.
+pub struct World {
+    /// Citadel and pilot; no node's proxy is there.
+    pub hub: Place,
+    /// The pod that calls.
+    pub web: Place,
+    /// The pod that is called.
+    pub shop: Place,
+    /// No sidecar.
+    pub plain: Place,
+    dir: tempfile::TempDir,
+    _running: Vec<Running>,
+}
+
+impl World {
+    /// Why there can be no such world here.
+    pub fn missing() -> Option<String> {
+        if !rustix::process::geteuid().is_root() {
+            return Some("needs root for network namespaces".to_owned());
+        }
+        if let Some(missing) = ["ip", "setpriv"].iter().find(|name| peers::installed(name).is_none()) {
+            return Some(format!("needs the program {missing}"));
+        }
+        let tried = Place::new("try").and_then(|place| place.ip("link add br0 type bridge"));
+        tried.err().map(|error| format!("{error:#}"))
+    }
+
+    /// Starts everything and waits until both sidecars are ready.
+    pub fn start() -> anyhow::Result<Self> {
+        peers::build()?;
+        let dir = tempfile::Builder::new().prefix("crema-captured-").tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        let hub = Place::new("hub")?;
+        for words in [
+            "link add br0 type bridge",
+            &format!("addr add {HUB}/24 dev br0"),
+            // Stands for the rest of the world.
+            "addr add 192.0.2.80/32 dev br0",
+            "link set br0 up",
+        ] {
+            hub.ip(words)?;
+        }
+        let places = [("web", WEB), ("shop", SHOP), ("plain", PLAIN)].map(|(name, address)| {
+            let place = Place::new(name)?;
+            hub.ip(&format!("link add {name} type veth peer name eth0 netns {}", place.0))?;
+            hub.ip(&format!("link set {name} master br0 up"))?;
+            place.ip(&format!("addr add {address}/24 dev eth0"))?;
+            place.ip("link set eth0 up")?;
+            place.ip(&format!("route add default via {HUB}"))?;
+            anyhow::Ok(place)
+        });
+        let [web, shop, plain] = places;
+        let mut world = Self { hub, web: web?, shop: shop?, plain: plain?, dir, _running: Vec::new() };
+        let mint = Mint::new()?;
+        world.control_plane(&mint)?;
+        for (place, name, address) in [(&world.web, "web", WEB), (&world.shop, "shop", SHOP)] {
+            let running = world.pod(place, name, address, &mint)?;
+            world._running.push(running);
+        }
+        for place in [&world.web, &world.shop] {
+            proxy_verb(place, &["wait", "--timeout-seconds", "60"]).with_context(|| world.logs())?;
+        }
+        Ok(world)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Replaces objects that pilot watches.
+    pub fn write(&self, name: &str, yaml: &str) -> anyhow::Result<()> {
+        let config = self.file("config");
+        fs::create_dir_all(&config)?;
+        // Whole or not at all.
+        let draft = self.file("draft");
+        fs::write(&draft, yaml)?;
+        fs::rename(draft, config.join(name)).context(name.to_owned())
+    }
+
+    fn control_plane(&mut self, mint: &Mint) -> anyhow::Result<()> {
+        fs::write(self.file("token-keys.json"), mint.jwks().to_string())?;
+        fs::write(self.file("pilot-token"), mint.token("istio-system", "pilot", "pilot-0", "pilot-0")?)?;
+        let text = |path: PathBuf| path.display().to_string();
+        let mut citadel = self.hub.command(0, &peers::program("citadel")?);
+        citadel.args(["serve", "--listen", &format!("{HUB}:8060"), "--admin", &format!("{HUB}:8061")]);
+        citadel.args(["--token-keys", &text(self.file("token-keys.json"))]);
+        citadel.args(["--state-dir", &text(self.file("citadel"))]);
+        citadel.args(["--root-cert-out", &text(self.file("root-cert.pem"))]);
+        self._running.push(Running::start(&mut citadel, &self.file("citadel.log"))?);
+        let root = self.file("root-cert.pem");
+        until(|| root.exists()).with_context(|| self.logs())?;
+        let mut pilot = self.hub.command(0, &peers::program("pilot")?);
+        pilot.args(["serve", "--config", &text(self.file("config"))]);
+        pilot.args(["--xds-plaintext", "127.0.0.1:15010", "--xds-tls", &format!("{HUB}:15012")]);
+        pilot.args(["--admin", &format!("{HUB}:15014"), "--ca-addr", &format!("{HUB}:8060")]);
+        pilot.args(["--token-file", &text(self.file("pilot-token")), "--root-cert-file", &text(root)]);
+        fs::create_dir_all(self.file("config"))?;
+        self.write("objects.yaml", super::OBJECTS)?;
+        self._running.push(Running::start(&mut pilot, &self.file("pilot.log"))?);
+        Ok(())
+    }
+
+    /// What the kubelet does with an injected pod: the init container, then the sidecar.
+    fn pod(&self, place: &Place, name: &str, address: &str, mint: &Mint) -> anyhow::Result<Running> {
+        let proxy = peers::program("proxy")?;
+        let captured = place.command(0, &proxy).args(["capture", "--check"]).output()?;
+        ensure!(captured.status.success(), "{}", String::from_utf8_lossy(&captured.stderr));
+        let token = self.file(&format!("{name}-token"));
+        fs::write(&token, mint.token("default", name, name, name)?)?;
+        let info = self.file(name);
+        fs::create_dir_all(&info)?;
+        fs::write(info.join("labels"), format!("app=\"{name}\"\nsecurity.istio.io/tlsMode=\"istio\"\n"))?;
+        let probers = r#"{"/app-health/app/livez": {"httpGet": {"path": "/", "port": 8080}}}"#;
+        let mut sidecar = place.command(1337, &proxy);
+        sidecar.arg("sidecar").envs([
+            ("POD_NAME", name),
+            ("POD_NAMESPACE", "default"),
+            ("SERVICE_ACCOUNT", name),
+            ("INSTANCE_IP", address),
+            ("PROXY_CONFIG", &format!("{{\"discoveryAddress\": \"{HUB}:15012\", \"concurrency\": 1}}")),
+            ("CA_ADDR", &format!("{HUB}:8060")),
+            ("TOKEN_FILE", &token.display().to_string()),
+            ("ROOT_CERT_FILE", &self.file("root-cert.pem").display().to_string()),
+            ("POD_INFO_DIR", &info.display().to_string()),
+            ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
+            ("ISTIO_KUBE_APP_PROBERS", probers),
+        ]);
+        Running::start(&mut sidecar, &self.file(&format!("{name}.log")))
+    }
+
+    /// The last lines of every log.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for name in ["citadel", "pilot", "web", "shop"] {
+            let log = fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(6).collect();
+            text.extend([format!("{name}: "), tail.join("\n  "), "\n".to_owned()]);
+        }
+        text
+    }
+}
+
+fn proxy_verb(place: &Place, args: &[&str]) -> anyhow::Result<()> {
+    let output = place.command(1337, &peers::program("proxy")?).args(args).output()?;
+    ensure!(output.status.success(), "proxy {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Asks again until `seen`.
+pub fn until(mut seen: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while !seen() {
+        if began.elapsed() > SETTLE {
+            bail!("not within {} s", SETTLE.as_secs());
+        }
+        #[allow(clippy::disallowed_methods, reason = "real processes have no clock that could be paused")]
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn ip(words: &str) -> anyhow::Result<()> {
+    let output = Command::new("ip").args(words.split(' ')).output().context("ip")?;
+    ensure!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
