@@ -136,7 +136,11 @@ impl Delta {
                 continue;
             }
             let changed = sub.changed(now);
-            let absent: Vec<_> = sub.owed.iter().filter(|n| !now.contains_key(*n)).cloned().collect();
+            let mut absent: Vec<_> = sub.owed.iter().filter(|n| !now.contains_key(*n)).cloned().collect();
+            if kind == Type::VirtualHost && !changed.is_empty() {
+                // A domain has one virtual host: the new one comes together with the end of the old one, or the client must refuse it.
+                absent.extend(sub.gone(now));
+            }
             if changed.is_empty() && absent.is_empty() && (sub.answered || !sub.wildcard) {
                 continue;
             }

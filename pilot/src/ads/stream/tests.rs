@@ -98,6 +98,19 @@ fn a_change_sends_what_it_touched_and_a_changed_cluster_its_endpoints() {
 }
 
 #[test]
+fn a_virtual_host_comes_together_with_the_end_of_the_one_it_replaces() {
+    let one = catalog(1, &[(Type::VirtualHost, &[("80/allow_any", "1"), ("80/shop", "1")])]);
+    let mut stream = Delta::default();
+    stream.request(Type::VirtualHost, &ask(&["*"]), &one);
+    assert_eq!(drain(&mut stream, &one), ["VHDS +80/allow_any +80/shop"]);
+    let two = catalog(2, &[(Type::VirtualHost, &[("80/block_all", "1"), ("80/shop", "1")])]);
+    assert_eq!(drain(&mut stream, &two), ["VHDS +80/block_all -80/allow_any"]);
+    let three = catalog(3, &[(Type::VirtualHost, &[("80/block_all", "1")])]);
+    assert_eq!(drain(&mut stream, &three), ["VHDS -80/shop"]);
+    assert_eq!(gist(stream.next(&three)), "nothing");
+}
+
+#[test]
 fn additions_go_down_the_chain_and_removals_come_last_from_the_top() {
     let one = catalog(1, ALL_TYPES);
     let mut stream = subscribed(&one);
