@@ -33,6 +33,9 @@ use pool::Pool;
 
 use crate::telemetry::stats::ClusterStats;
 
+/// Draws for an endpoint that a request has not tried, where it is to avoid those that it has: practically always finds one if there is one.
+const ENOUGH: u32 = 48;
+
 /// What all workers share about one cluster, for as long as its settings stand.
 #[derive(Debug)]
 pub struct Common {
@@ -185,6 +188,8 @@ impl ClusterState {
             Failure::new(Kind::NoHealthyUpstream, why)
         };
         let mut host = draw().ok_or_else(none)?;
+        // One that fails fast is the least loaded, and would be drawn again and again.
+        let picks = if picks > 1 { picks.max(ENOUGH) } else { picks };
         for _ in 1..picks {
             if !avoid.iter().any(|tried| Rc::ptr_eq(tried, host)) {
                 break;

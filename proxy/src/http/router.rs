@@ -31,9 +31,13 @@ use super::{
 };
 use crate::{
     balance::{ClusterState, Failure, Host, InFlight, Kind, connect::Spoken, outlier::Sign, overflow, pool},
-    codec::{Body, BodyError, Frame, Head, Known, Method, Request, Response, Source, Version},
+    codec::{Body, BodyError, Frame, Head, Known, Method, Request, Response, Source, StatusCode, Version},
     worker::View,
 };
+
+/// Says, on a sidecar's own answer to another of the mesh, that its application has not seen the request, so that it may be sent elsewhere
+/// whatever its method. Never passed on.
+const UNREACHED: &str = "x-crema-unreached";
 
 /// Carries out a route.
 pub async fn route(
@@ -138,7 +142,13 @@ pub async fn route(
             drop(story);
             tracing::debug!(cluster = %state.cluster().name, kind = ?failure.kind, why = %failure.why, "no answer");
             let retried = exchange.story.borrow().attempts > 1;
-            return local(exchange, if retried { failure.reply_after_retries() } else { failure.reply() });
+            let reply = if retried { failure.reply_after_retries() } else { failure.reply() };
+            let mut response = local(exchange, reply);
+            let inbound = exchange.manager.direction == Direction::Inbound;
+            if inbound && exchange.conn.peer.is_some() && failure.outcome() == Some(Outcome::ConnectFailure) {
+                response.head.set(UNREACHED, "true");
+            }
+            return response;
         }
     };
     let millis = started.elapsed().as_millis();
@@ -246,7 +256,10 @@ impl Tries<'_> {
             if self.attempt_count {
                 head.set(Known::XEnvoyAttemptCount, (retry + 1).to_string());
             }
-            let result = self.one(&head, &replay, &mut tried).await;
+            let mut result = self.one(&head, &replay, &mut tried).await;
+            let unreached = result.as_mut().is_ok_and(|response| {
+                response.head.remove(UNREACHED) && response.head.status() == StatusCode::SERVICE_UNAVAILABLE
+            });
             let outcome = match &result {
                 Ok(response) => Some(Outcome::Answered {
                     status: response.head.status().as_u16(),
@@ -254,8 +267,9 @@ impl Tries<'_> {
                 }),
                 Err(failure) => failure.outcome(),
             };
-            let wanted =
-                self.policy.attempts > 0 && outcome.is_some_and(|outcome| self.policy.wants(outcome));
+            let wants = |outcome| self.policy.wants(outcome);
+            let wanted = self.policy.attempts > 0
+                && (outcome.is_some_and(wants) || unreached && wants(Outcome::ConnectFailure));
             if !wanted {
                 return result;
             }

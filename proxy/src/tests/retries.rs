@@ -69,6 +69,36 @@ fn a_refused_connection_goes_to_another_endpoint_with_the_whole_body() {
 }
 
 #[test]
+fn a_sidecar_that_did_not_reach_its_application_is_tried_elsewhere_and_its_word_goes_no_further() {
+    block_on(async {
+        for (policy, says, want, tries) in [
+            (RetryPolicy::istio_default(), true, 200, 2),
+            (RetryPolicy::istio_default(), false, 503, 1),
+            (policy("retriable-4xx", 2), true, 503, 1),
+            (RetryPolicy { attempts: 0, ..RetryPolicy::istio_default() }, true, 503, 1),
+        ] {
+            let (up, seen) = upstream(move |number, _| async move {
+                let mut response = Response::new(StatusCode::OK);
+                if number == 0 {
+                    response = Response::new(StatusCode::SERVICE_UNAVAILABLE);
+                }
+                if says {
+                    response.head.set("x-crema-unreached", "true");
+                }
+                response
+            })
+            .await;
+            let mesh = retrying(policy, &[up]).await;
+            let answer = mesh
+                .send(Request { head: Head::request(Method::POST, "shop", "/"), body: Body::empty() })
+                .await;
+            assert_eq!((answer.status, seen.borrow().len()), (want, tries));
+            assert_eq!(answer.head.get_str("x-crema-unreached"), None);
+        }
+    });
+}
+
+#[test]
 fn a_body_too_large_to_keep_is_sent_once_and_counted() {
     block_on(async {
         let (up, seen) = upstream(|_, request| async move {
