@@ -6,11 +6,14 @@
 
 mod world;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::ensure;
 use libtest_mimic::{Arguments, Failed, Trial};
-use world::{Place, SHOP, World, until};
+use world::{App, PAIR, Place, SHOP, World, terminate, until};
 
 /// A service, the same pods without an address of their own, and the pods themselves.
 const OBJECTS: &str = r#"
@@ -57,6 +60,11 @@ spec:
   selector: {app: shop}
   ports: [{name: http, port: 8080, targetPort: 8080}, {name: tcp-gossip, port: 7100, targetPort: 7100}]
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: pair, namespace: default}
+spec: {clusterIP: 10.96.0.20, selector: {app: pair}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 addressType: IPv4
@@ -76,9 +84,30 @@ spec: {mtls: {mode: STRICT}}
 const AS_WEB: &str = "URI=spiffe://cluster.local/ns/default/sa/web";
 const AS_SHOP: &str = "URI=spiffe://cluster.local/ns/default/sa/shop";
 
+/// The endpoints of the pair: those of its pods that are ready.
+fn pair(ready: [bool; 2]) -> String {
+    let mut yaml = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {name: pair-1, namespace: \
+                    default, labels: {kubernetes.io/service-name: pair}}\nports: [{name: http, port: 8080, protocol: \
+                    TCP}]\nendpoints:\n"
+        .to_owned();
+    for ((name, ip), ready) in ["left", "right"].iter().zip(PAIR).zip(ready) {
+        yaml.push_str(&format!(
+            "- {{addresses: [{ip}], conditions: {{ready: {ready}}}, targetRef: {{kind: Pod, name: {name}, namespace: default}}}}\n"
+        ));
+    }
+    for (name, ip) in ["left", "right"].iter().zip(PAIR) {
+        yaml.push_str(&format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{app: pair, \
+             security.istio.io/tlsMode: istio}}}}\nspec: {{serviceAccountName: {name}, containers: [{{name: app, image: \
+             app}}]}}\nstatus: {{phase: Running, podIP: {ip}, conditions: [{{type: Ready, status: \"True\"}}]}}\n"
+        ));
+    }
+    yaml
+}
+
 type Story = fn(&World) -> anyhow::Result<()>;
 
-const STORIES: [(&str, Story); 7] = [
+const STORIES: [(&str, Story); 8] = [
     ("a call to a service's address is mutual tls", to_a_service),
     ("a call to a pod of a headless service is mutual tls", to_a_headless_service),
     ("servers that speak first are heard, on declared and on undeclared ports", server_first),
@@ -86,6 +115,7 @@ const STORIES: [(&str, Story); 7] = [
     ("a pod that calls its own service reaches itself", itself),
     ("strict mutual tls resets plaintext, and the kubelet's probes still answer", strict),
     ("unknown destinations pass through, or are refused by registry only", unknown),
+    ("pods that are replaced one after the other lose no request", replaced),
 ];
 
 fn main() {
@@ -117,12 +147,13 @@ fn tell(world: &Mutex<Option<Result<World, String>>>, story: Story) -> Result<()
 
 /// The mesh, with applications in its pods and servers in the rest of the world.
 fn open() -> anyhow::Result<World> {
-    let world = World::start()?;
-    world.shop.http(8080, "shop")?;
+    let mut world = World::start()?;
+    let apps =
+        [world.shop.http(8080, "shop")?, world.hub.http(8123, "world")?, world.hub.http(80, "web site")?];
+    world.apps.extend(apps);
     for port in [3306, 7000, 7100, 9999] {
         world.shop.greeter(port, "hello ")?;
     }
-    world.hub.http(8123, "world")?;
     world.hub.greeter(9998, "welcome ")?;
     Ok(world)
 }
@@ -207,14 +238,67 @@ fn strict(world: &World) -> anyhow::Result<()> {
 }
 
 fn unknown(world: &World) -> anyhow::Result<()> {
-    let there = "192.0.2.80:8123";
+    // A port that no service has, and one that belongs to HTTP services.
+    let (there, http) = ("192.0.2.80:8123", "192.0.2.80:80");
+    expect(&world.web, http, "elsewhere.example", &["web site heard from 10.79.0.2"], &["spiffe://"])?;
     expect(&world.web, there, "elsewhere.example", &["world heard from 10.79.0.2"], &["spiffe://"])?;
     let only =
         OBJECTS.replacen("accessLogFile", "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\\naccessLogFile", 1);
     world.write("objects.yaml", &only)?;
     until(|| !world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))?;
+    until(|| world.web.get(http, "elsewhere.example").is_ok_and(|(status, _)| status == 502))?;
     ensure!(world.web.greeted("192.0.2.80:9998").is_err(), "an unknown server was reached");
     expect(&world.web, "10.96.0.10:80", "shop", &[AS_WEB], &[])?;
     world.write("objects.yaml", OBJECTS)?;
-    until(|| world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))
+    until(|| world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))?;
+    until(|| world.web.get(http, "elsewhere.example").is_ok_and(|(status, _)| status == 200))
+}
+
+/// What the cluster does to a pod of a rolling restart, in its worst order: the application dies before anybody has been told.
+fn replaced(world: &World) -> anyhow::Result<()> {
+    let names = ["left", "right"];
+    let start = |at: usize| -> anyhow::Result<_> {
+        let running = world.pod(&world.pair[at], names[at], PAIR[at])?;
+        world.pair[at].proxy(&["wait"])?;
+        Ok((running, world.pair[at].http(8080, names[at])?))
+    };
+    let mut pods: [Option<(_, App)>; 2] = [Some(start(0)?), Some(start(1)?)];
+    world.write("pair.yaml", &pair([true, true]))?;
+    let service = "10.96.0.20:80";
+    let answers = |name: &str| {
+        let heard = format!("{name} heard from 127.0.0.6");
+        world.web.get(service, "pair").is_ok_and(|(_, text)| text.contains(&heard))
+    };
+    until(|| answers("left"))?;
+    until(|| answers("right"))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let loads = [world.web.load(service, "pair", &stop)?, world.web.load(service, "pair", &stop)?];
+    let mut rounds = || -> anyhow::Result<()> {
+        for at in [0, 1, 0, 1] {
+            let (running, app) = pods[at].take().expect("put back in every round");
+            drop(app);
+            world.write("pair.yaml", &pair([at != 0, at != 1]))?;
+            world.pair[at].proxy(&["drain"])?;
+            terminate(running)?;
+            pods[at] = Some(start(at)?);
+            world.write("pair.yaml", &pair([true, true]))?;
+            until(|| answers(names[at]))?;
+        }
+        Ok(())
+    };
+    let ended = rounds();
+    stop.store(true, Ordering::Release);
+    for load in loads {
+        let (good, bad) = load.join().map_err(|_| anyhow::anyhow!("a panic under load"))??;
+        ended.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        println!("{good} requests went well, {} did not", bad.len());
+        ensure!(
+            bad.is_empty() && good > 100,
+            "{} of {} failed: {:?}",
+            bad.len(),
+            bad.len() + good,
+            &bad[..bad.len().min(5)]
+        );
+    }
+    Ok(())
 }

@@ -10,6 +10,10 @@ use std::{
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +28,8 @@ pub const HUB: &str = "10.79.0.1";
 pub const WEB: &str = "10.79.0.2";
 /// The pod that is called.
 pub const SHOP: &str = "10.79.0.3";
+/// Two pods behind one service.
+pub const PAIR: [&str; 2] = ["10.79.0.5", "10.79.0.6"];
 /// The neighbour without a sidecar.
 pub const PLAIN: &str = "10.79.0.4";
 /// How long one exchange may take.
@@ -65,14 +71,51 @@ impl Place {
         running.join().map_err(|_| anyhow::anyhow!("a panic in {}", self.0))?
     }
 
-    /// An HTTP application that says who it is, who asks, and what it was told.
-    pub fn http(&self, port: u16, name: &'static str) -> anyhow::Result<()> {
+    /// An HTTP application that says who it is, who asks, and what it was told. Dropped, it dies as a process would.
+    pub fn http(&self, port: u16, name: &'static str) -> anyhow::Result<App> {
         let listener = self.inside(move || TcpListener::bind(("0.0.0.0", port)))??;
+        let app = App { listener: listener.try_clone()?, open: Arc::default() };
+        let open = Arc::clone(&app.open);
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            while let Ok((stream, _)) = listener.accept() {
+                let Ok(copy) = stream.try_clone() else { return };
+                open.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
                 thread::spawn(move || converse(stream, name));
             }
         });
+        Ok(app)
+    }
+
+    /// Asks `url` at `to` again and again, over kept and over new connections, until told to stop. What went wrong, and how many went well.
+    pub fn load(&self, to: &str, url: &str, stop: &Arc<AtomicBool>) -> anyhow::Result<Load> {
+        let to: SocketAddr = to.parse()?;
+        let space = self.0.clone();
+        let (url, stop) = (url.to_owned(), Arc::clone(stop));
+        Ok(thread::spawn(move || {
+            let space = File::open(format!("/run/netns/{space}"))?;
+            move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))?;
+            let (mut good, mut bad) = (0, Vec::new());
+            let mut kept = None;
+            while !stop.load(Ordering::Acquire) {
+                let fresh = (good + bad.len()) % 3 == 0;
+                match once(if fresh { None } else { kept.take() }, to, &url) {
+                    Ok((200, stream)) => {
+                        good += 1;
+                        kept = stream.or(kept);
+                    }
+                    Ok((status, _)) => bad.push(format!("status {status}")),
+                    Err(error) => bad.push(format!("{error:#}")),
+                }
+            }
+            Ok((good, bad))
+        }))
+    }
+
+    /// A verb of the proxy, as the kubelet runs it in the proxy's container.
+    pub fn proxy(&self, args: &[&str]) -> anyhow::Result<()> {
+        let output = self.command(1337, &peers::program("proxy")?).args(args).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "proxy {}: {said}", args.join(" "));
         Ok(())
     }
 
@@ -127,6 +170,53 @@ impl Place {
     }
 }
 
+/// Requests under way on a thread: how many went well, and what became of the others.
+pub type Load = thread::JoinHandle<anyhow::Result<(usize, Vec<String>)>>;
+
+/// A running application.
+pub struct App {
+    listener: TcpListener,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        // Wakes the thread in `accept`, whatever holds the socket; the port refuses from now on.
+        let _closed = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _closed = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// One request, on a connection that is kept or new; the connection if it goes on.
+fn once(kept: Option<TcpStream>, to: SocketAddr, url: &str) -> anyhow::Result<(u16, Option<TcpStream>)> {
+    let mut stream = match kept {
+        Some(stream) => stream,
+        None => TcpStream::connect_timeout(&to, PATIENCE)?,
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET / HTTP/1.1\r\nhost: {url}\r\n\r\n")?;
+    let mut text = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        let head = text.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4);
+        if let Some(head) = head {
+            let said = String::from_utf8_lossy(&text[..head]).to_ascii_lowercase();
+            let field =
+                |name: &str| said.split("\r\n").find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let length: usize = field("content-length:").context("no length")?.parse()?;
+            if text.len() >= head + length {
+                let status = said.split(' ').nth(1).context("no status")?.parse()?;
+                return Ok((status, Some(stream).filter(|_| field("connection:") != Some("close"))));
+            }
+        }
+        let size = stream.read(&mut bytes)?;
+        ensure!(size > 0, "closed after {} bytes", text.len());
+        text.extend(&bytes[..size]);
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let _gone = ip(&format!("netns del {}", self.0));
@@ -146,9 +236,10 @@ fn converse(stream: TcpStream, name: &str) -> Option<()> {
             }
         }
         let body = format!("{name} heard from {from}:\n{}", head.replace('\r', ""));
-        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).ok()?;
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).ok()?;
         if head.contains("connection: close") {
-            return None;
+            return stream.shutdown(std::net::Shutdown::Both).ok();
         }
     }
 }
@@ -161,10 +252,15 @@ pub struct World {
     pub web: Place,
     /// The pod that is called.
     pub shop: Place,
+    /// Two pods behind one service.
+    pub pair: [Place; 2],
     /// No sidecar.
     pub plain: Place,
+    /// Applications that stay.
+    pub apps: Vec<App>,
+    mint: Mint,
     dir: tempfile::TempDir,
-    _running: Vec<Running>,
+    running: Vec<Running>,
 }
 
 impl World {
@@ -195,7 +291,9 @@ impl World {
         ] {
             hub.ip(words)?;
         }
-        let places = [("web", WEB), ("shop", SHOP), ("plain", PLAIN)].map(|(name, address)| {
+        let [left, right] = PAIR;
+        let all = [("web", WEB), ("shop", SHOP), ("left", left), ("right", right), ("plain", PLAIN)];
+        let places = all.map(|(name, address)| {
             let place = Place::new(name)?;
             hub.ip(&format!("link add {name} type veth peer name eth0 netns {}", place.0))?;
             hub.ip(&format!("link set {name} master br0 up"))?;
@@ -204,16 +302,18 @@ impl World {
             place.ip(&format!("route add default via {HUB}"))?;
             anyhow::Ok(place)
         });
-        let [web, shop, plain] = places;
-        let mut world = Self { hub, web: web?, shop: shop?, plain: plain?, dir, _running: Vec::new() };
-        let mint = Mint::new()?;
-        world.control_plane(&mint)?;
+        let [web, shop, left, right, plain] = places;
+        let pair = [left?, right?];
+        let (mint, running) = (Mint::new()?, Vec::new());
+        let mut world =
+            Self { hub, web: web?, shop: shop?, pair, plain: plain?, apps: Vec::new(), mint, dir, running };
+        world.control_plane()?;
         for (place, name, address) in [(&world.web, "web", WEB), (&world.shop, "shop", SHOP)] {
-            let running = world.pod(place, name, address, &mint)?;
-            world._running.push(running);
+            let running = world.pod(place, name, address)?;
+            world.running.push(running);
         }
         for place in [&world.web, &world.shop] {
-            proxy_verb(place, &["wait", "--timeout-seconds", "60"]).with_context(|| world.logs())?;
+            place.proxy(&["wait"]).with_context(|| world.logs())?;
         }
         Ok(world)
     }
@@ -232,16 +332,16 @@ impl World {
         fs::rename(draft, config.join(name)).context(name.to_owned())
     }
 
-    fn control_plane(&mut self, mint: &Mint) -> anyhow::Result<()> {
-        fs::write(self.file("token-keys.json"), mint.jwks().to_string())?;
-        fs::write(self.file("pilot-token"), mint.token("istio-system", "pilot", "pilot-0", "pilot-0")?)?;
+    fn control_plane(&mut self) -> anyhow::Result<()> {
+        fs::write(self.file("token-keys.json"), self.mint.jwks().to_string())?;
+        fs::write(self.file("pilot-token"), self.mint.token("istio-system", "pilot", "pilot-0", "pilot-0")?)?;
         let text = |path: PathBuf| path.display().to_string();
         let mut citadel = self.hub.command(0, &peers::program("citadel")?);
         citadel.args(["serve", "--listen", &format!("{HUB}:8060"), "--admin", &format!("{HUB}:8061")]);
         citadel.args(["--token-keys", &text(self.file("token-keys.json"))]);
         citadel.args(["--state-dir", &text(self.file("citadel"))]);
         citadel.args(["--root-cert-out", &text(self.file("root-cert.pem"))]);
-        self._running.push(Running::start(&mut citadel, &self.file("citadel.log"))?);
+        self.running.push(Running::start(&mut citadel, &self.file("citadel.log"))?);
         let root = self.file("root-cert.pem");
         until(|| root.exists()).with_context(|| self.logs())?;
         let mut pilot = self.hub.command(0, &peers::program("pilot")?);
@@ -251,17 +351,17 @@ impl World {
         pilot.args(["--token-file", &text(self.file("pilot-token")), "--root-cert-file", &text(root)]);
         fs::create_dir_all(self.file("config"))?;
         self.write("objects.yaml", super::OBJECTS)?;
-        self._running.push(Running::start(&mut pilot, &self.file("pilot.log"))?);
+        self.running.push(Running::start(&mut pilot, &self.file("pilot.log"))?);
         Ok(())
     }
 
     /// What the kubelet does with an injected pod: the init container, then the sidecar.
-    fn pod(&self, place: &Place, name: &str, address: &str, mint: &Mint) -> anyhow::Result<Running> {
+    pub fn pod(&self, place: &Place, name: &str, address: &str) -> anyhow::Result<Running> {
         let proxy = peers::program("proxy")?;
         let captured = place.command(0, &proxy).args(["capture", "--check"]).output()?;
         ensure!(captured.status.success(), "{}", String::from_utf8_lossy(&captured.stderr));
         let token = self.file(&format!("{name}-token"));
-        fs::write(&token, mint.token("default", name, name, name)?)?;
+        fs::write(&token, self.mint.token("default", name, name, name)?)?;
         let info = self.file(name);
         fs::create_dir_all(&info)?;
         fs::write(info.join("labels"), format!("app=\"{name}\"\nsecurity.istio.io/tlsMode=\"istio\"\n"))?;
@@ -286,19 +386,23 @@ impl World {
     /// The last lines of every log.
     pub fn logs(&self) -> String {
         let mut text = String::new();
-        for name in ["citadel", "pilot", "web", "shop"] {
+        for name in ["citadel", "pilot", "web", "shop", "left", "right"] {
             let log = fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(6).collect();
+            let failed = log.lines().filter(|line| line.contains("\" 5")).take(6);
+            let tail: Vec<&str> = failed.chain(log.lines().rev().take(6)).collect();
             text.extend([format!("{name}: "), tail.join("\n  "), "\n".to_owned()]);
         }
         text
     }
 }
 
-fn proxy_verb(place: &Place, args: &[&str]) -> anyhow::Result<()> {
-    let output = place.command(1337, &peers::program("proxy")?).args(args).output()?;
-    ensure!(output.status.success(), "proxy {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
-    Ok(())
+/// SIGTERM, and the end of the process.
+pub fn terminate(running: Running) -> anyhow::Result<()> {
+    let id = i32::try_from(running.pid())?;
+    let process = rustix::process::Pid::from_raw(id).context("a process")?;
+    rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
+    let gone = || fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    until(gone).context("the proxy does not end")
 }
 
 /// Asks again until `seen`.
