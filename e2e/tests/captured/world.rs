@@ -402,7 +402,9 @@ pub fn terminate(running: Running) -> anyhow::Result<()> {
     let process = rustix::process::Pid::from_raw(id).context("a process")?;
     rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
     let gone = || fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| stat.contains(") Z "));
-    until(gone).context("the proxy does not end")
+    until(gone).context("the proxy does not end")?;
+    drop(running);
+    Ok(())
 }
 
 /// Asks again until `seen`.
