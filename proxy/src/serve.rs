@@ -14,7 +14,8 @@ use anyhow::Context;
 use axum::{Router, routing::get};
 use mesh_identity::{CertStore, TrustDomain, grpc, tls::ClientTls, workload};
 use mesh_runtime::{
-    CommonArgs, LogLevel, Metrics, Readiness, admin::Admin, drain, listen as sockets, shutdown,
+    CommonArgs, LogLevel, Metrics, Readiness, admin::Admin, drain, listen as sockets, readiness::Condition,
+    shutdown,
 };
 use mesh_traffic::{Snapshot, names::Name};
 use tokio::sync::{mpsc, watch};
@@ -40,6 +41,9 @@ const REPORTS: usize = 64;
 
 /// How long a successor may take to get ready.
 const TAKEOVER: Duration = Duration::from_secs(60);
+
+/// How long readiness waits for listeners to be bound.
+const BINDING: Duration = Duration::from_secs(5);
 
 /// What both ways of running share.
 struct Base {
@@ -234,8 +238,10 @@ async fn run(
     pages: Pages,
 ) -> anyhow::Result<()> {
     let Base { common, log, readiness, metrics, trigger, watch, mut signals } = base;
-    let synced = readiness.condition("configuration", "the first configuration has not arrived yet");
-    let handle = xds::start(store, source, synced, watch.clone());
+    let configured = readiness.condition("configuration", "the first configuration has not arrived yet");
+    let arrived = Readiness::new();
+    let first = arrived.condition("configuration", "");
+    let handle = xds::start(store, source, first, watch.clone());
     for (kind, path) in files {
         tokio::spawn(bootstrap::files::watch(kind, path, handle.clone(), watch.clone()));
     }
@@ -268,6 +274,7 @@ async fn run(
         let metrics = metrics.clone();
         Router::new().route("/stats/prometheus", get(async move || metrics.encode()))
     };
+    tokio::spawn(listening(arrived, configured, Arc::clone(&shared), handle.snapshots()));
     let replaces = takeover.is_some();
     if let Some(takeover) = takeover {
         let serving = async {
@@ -315,6 +322,21 @@ async fn run(
     let drained = signals.drain(trigger, common.grace().saturating_sub(delayed)).await;
     tracing::info!(?drained, "stopped");
     tokio::task::spawn_blocking(move || workers.join()).await.context("joining workers")
+}
+
+/// The configuration counts as in force once its ports are open: an application that was held back connects at once. A port that cannot
+/// be had is no reason to wait for ever.
+async fn listening(
+    arrived: Readiness,
+    configured: Condition,
+    shared: Arc<Shared>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+) {
+    arrived.wait().await;
+    if tokio::time::timeout(BINDING, shared.until_listening(&snapshots)).await.is_err() {
+        tracing::warn!("ready, though not every listener is: see the errors before");
+    }
+    configured.met();
 }
 
 /// Binds a page's socket; a predecessor that is letting go of it is given some seconds. All addresses are those of IPv4 alone where there

@@ -11,7 +11,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use world::{App, PAIR, Place, SHOP, World, terminate, until};
 
@@ -107,7 +107,7 @@ fn pair(ready: [bool; 2]) -> String {
 
 type Story = fn(&World) -> anyhow::Result<()>;
 
-const STORIES: [(&str, Story); 8] = [
+const STORIES: [(&str, Story); 9] = [
     ("a call to a service's address is mutual tls", to_a_service),
     ("a call to a pod of a headless service is mutual tls", to_a_headless_service),
     ("servers that speak first are heard, on declared and on undeclared ports", server_first),
@@ -115,6 +115,7 @@ const STORIES: [(&str, Story); 8] = [
     ("a pod that calls its own service reaches itself", itself),
     ("strict mutual tls resets plaintext, and the kubelet's probes still answer", strict),
     ("unknown destinations pass through, or are refused by registry only", unknown),
+    ("an application that connects in its first line is served, every time", first_line),
     ("pods that are replaced one after the other lose no request", replaced),
 ];
 
@@ -252,6 +253,19 @@ fn unknown(world: &World) -> anyhow::Result<()> {
     world.write("objects.yaml", OBJECTS)?;
     until(|| world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))?;
     until(|| world.web.get(http, "elsewhere.example").is_ok_and(|(status, _)| status == 200))
+}
+
+/// The kubelet starts the application when the sidecar is ready, and not a moment later.
+fn first_line(world: &World) -> anyhow::Result<()> {
+    let place = &world.pair[0];
+    for start in 1..=20 {
+        let running = world.pod(place, "left", PAIR[0])?;
+        place.proxy(&["wait"])?;
+        let asked = expect(place, "10.96.0.10:80", "shop", &["shop heard from 127.0.0.6"], &[]);
+        asked.with_context(|| format!("start {start} of 20"))?;
+        drop(running);
+    }
+    Ok(())
 }
 
 /// What the cluster does to a pod of a rolling restart, in its worst order: the application dies before anybody has been told.
