@@ -274,7 +274,7 @@ async fn run(
         let metrics = metrics.clone();
         Router::new().route("/stats/prometheus", get(async move || metrics.encode()))
     };
-    tokio::spawn(listening(arrived, configured, Arc::clone(&shared), handle.snapshots()));
+    tokio::spawn(listening(arrived, configured, Arc::downgrade(&shared), handle.snapshots()));
     let replaces = takeover.is_some();
     if let Some(takeover) = takeover {
         let serving = async {
@@ -329,12 +329,16 @@ async fn run(
 async fn listening(
     arrived: Readiness,
     configured: Condition,
-    shared: Arc<Shared>,
+    shared: Weak<Shared>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 ) {
     arrived.wait().await;
-    if tokio::time::timeout(BINDING, shared.until_listening(&snapshots)).await.is_err() {
-        tracing::warn!("ready, though not every listener is: see the errors before");
+    let Some(shared) = shared.upgrade() else { return };
+    let bound = tokio::time::timeout(BINDING, shared.until_listening(&snapshots));
+    match shared.drain.until_drain(bound).await {
+        Some(Ok(())) => {}
+        Some(Err(_)) => tracing::warn!("ready, though not every listener is: see the errors before"),
+        None => return,
     }
     configured.met();
 }
