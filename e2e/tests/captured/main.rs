@@ -73,6 +73,37 @@ ports: [{name: http, port: 8080, protocol: TCP}, {name: tcp-gossip, port: 7100, 
 endpoints: [{addresses: [10.79.0.3], conditions: {ready: true}, targetRef: {kind: Pod, name: shop, namespace: default}}]
 "#;
 
+/// The gateway's pod and service, and what it lets in: its server's port is the service's.
+const EDGES: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: istio-ingressgateway, namespace: istio-system, labels: {app: istio-ingressgateway, istio: ingressgateway}}
+spec: {serviceAccountName: istio-ingressgateway, containers: [{name: istio-proxy, image: proxy}]}
+status: {phase: Running, podIP: 10.79.0.7, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: istio-ingressgateway, namespace: istio-system}
+spec: {clusterIP: 10.96.0.30, selector: {istio: ingressgateway}, ports: [{name: http2, port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: edge-1, namespace: istio-system, labels: {kubernetes.io/service-name: istio-ingressgateway}}
+ports: [{name: http2, port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.79.0.7], conditions: {ready: true}, targetRef: {kind: Pod, name: istio-ingressgateway, namespace: istio-system}}]
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: shop, namespace: default}
+spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [shop.example]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: default}
+spec: {hosts: [shop.example], gateways: [shop], http: [{route: [{destination: {host: shop}}]}]}
+"#;
+
 const STRICT: &str = r"
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -107,7 +138,7 @@ fn pair(ready: [bool; 2]) -> String {
 
 type Story = fn(&World) -> anyhow::Result<()>;
 
-const STORIES: [(&str, Story); 9] = [
+const STORIES: [(&str, Story); 10] = [
     ("a call to a service's address is mutual tls", to_a_service),
     ("a call to a pod of a headless service is mutual tls", to_a_headless_service),
     ("servers that speak first are heard, on declared and on undeclared ports", server_first),
@@ -115,6 +146,7 @@ const STORIES: [(&str, Story); 9] = [
     ("a pod that calls its own service reaches itself", itself),
     ("strict mutual tls resets plaintext, and the kubelet's probes still answer", strict),
     ("unknown destinations pass through, or are refused by registry only", unknown),
+    ("a gateway serves at its service's port, and on while it drains", gateway),
     ("an application that connects in its first line is served, every time", first_line),
     ("pods that are replaced one after the other lose no request", replaced),
 ];
@@ -253,6 +285,30 @@ fn unknown(world: &World) -> anyhow::Result<()> {
     world.write("objects.yaml", OBJECTS)?;
     until(|| world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))?;
     until(|| world.web.get(http, "elsewhere.example").is_ok_and(|(status, _)| status == 200))
+}
+
+/// From a plain client to the shop over the edge, under STRICT; then the gateway drains and ends.
+fn gateway(world: &World) -> anyhow::Result<()> {
+    world.write("edge.yaml", EDGES)?;
+    world.write("strict.yaml", STRICT)?;
+    let by_gateway = "URI=spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway";
+    let there = "10.79.0.7:8080";
+    let first = world.gateway()?;
+    world.edge.proxy(&["wait"])?;
+    until(|| world.plain.get(there, "shop.example").is_ok_and(|(status, _)| status == 200))?;
+    expect(&world.plain, there, "shop.example", &["shop heard from 127.0.0.6", by_gateway], &[])?;
+    let (status, _) = world.plain.get(there, "other.example")?;
+    ensure!(status == 404, "another host got {status}");
+    // Pages for the kubelet are open, admin pages are not.
+    expect(&world.plain, "10.79.0.7:15021", "kubelet/healthz/ready", &["ready"], &[])?;
+    ensure!(world.plain.get("10.79.0.7:15000", "x/config_dump").is_err(), "admin pages are open to others");
+    // Told to drain, it serves on until its clients have gone.
+    world.edge.proxy(&["drain"])?;
+    let (status, text) = world.plain.get(there, "shop.example")?;
+    ensure!(status == 200 && text.to_lowercase().contains("connection: close"), "while draining: {text}");
+    terminate(first)?;
+    ensure!(world.plain.get(there, "shop.example").is_err(), "a gateway that has ended answers");
+    world.write("strict.yaml", "")
 }
 
 /// The kubelet starts the application when the sidecar is ready, and not a moment later.

@@ -30,6 +30,8 @@ pub const WEB: &str = "10.79.0.2";
 pub const SHOP: &str = "10.79.0.3";
 /// Two pods behind one service.
 pub const PAIR: [&str; 2] = ["10.79.0.5", "10.79.0.6"];
+/// The gateway at the edge.
+pub const EDGE: &str = "10.79.0.7";
 /// The neighbour without a sidecar.
 pub const PLAIN: &str = "10.79.0.4";
 /// How long one exchange may take.
@@ -254,6 +256,8 @@ pub struct World {
     pub shop: Place,
     /// Two pods behind one service.
     pub pair: [Place; 2],
+    /// The gateway's pod; nothing is captured there.
+    pub edge: Place,
     /// No sidecar.
     pub plain: Place,
     /// Applications that stay.
@@ -292,7 +296,14 @@ impl World {
             hub.ip(words)?;
         }
         let [left, right] = PAIR;
-        let all = [("web", WEB), ("shop", SHOP), ("left", left), ("right", right), ("plain", PLAIN)];
+        let all = [
+            ("web", WEB),
+            ("shop", SHOP),
+            ("left", left),
+            ("right", right),
+            ("edge", EDGE),
+            ("plain", PLAIN),
+        ];
         let places = all.map(|(name, address)| {
             let place = Place::new(name)?;
             hub.ip(&format!("link add {name} type veth peer name eth0 netns {}", place.0))?;
@@ -302,11 +313,21 @@ impl World {
             place.ip(&format!("route add default via {HUB}"))?;
             anyhow::Ok(place)
         });
-        let [web, shop, left, right, plain] = places;
+        let [web, shop, left, right, edge, plain] = places;
         let pair = [left?, right?];
         let (mint, running) = (Mint::new()?, Vec::new());
-        let mut world =
-            Self { hub, web: web?, shop: shop?, pair, plain: plain?, apps: Vec::new(), mint, dir, running };
+        let mut world = Self {
+            hub,
+            web: web?,
+            shop: shop?,
+            pair,
+            edge: edge?,
+            plain: plain?,
+            apps: Vec::new(),
+            mint,
+            dir,
+            running,
+        };
         world.control_plane()?;
         for (place, name, address) in [(&world.web, "web", WEB), (&world.shop, "shop", SHOP)] {
             let running = world.pod(place, name, address)?;
@@ -357,19 +378,43 @@ impl World {
 
     /// What the kubelet does with an injected pod: the init container, then the sidecar.
     pub fn pod(&self, place: &Place, name: &str, address: &str) -> anyhow::Result<Running> {
-        let proxy = peers::program("proxy")?;
-        let captured = place.command(0, &proxy).args(["capture", "--check"]).output()?;
+        let captured = place.command(0, &peers::program("proxy")?).args(["capture", "--check"]).output()?;
         ensure!(captured.status.success(), "{}", String::from_utf8_lossy(&captured.stderr));
+        let labels = format!("app=\"{name}\"\nsecurity.istio.io/tlsMode=\"istio\"\n");
+        let probers = r#"{"/app-health/app/livez": {"httpGet": {"path": "/", "port": 8080}}}"#;
+        let mut sidecar = self.proxy(place, name, "default", address, &labels)?;
+        sidecar
+            .arg("sidecar")
+            .envs([("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"), ("ISTIO_KUBE_APP_PROBERS", probers)]);
+        Running::start(&mut sidecar, &self.file(&format!("{name}.log")))
+    }
+
+    /// The gateway of the edge, as the manifest has it.
+    pub fn gateway(&self) -> anyhow::Result<Running> {
+        let labels = "app=\"istio-ingressgateway\"\nistio=\"ingressgateway\"\n";
+        let mut router = self.proxy(&self.edge, "istio-ingressgateway", "istio-system", EDGE, labels)?;
+        router.arg("router").env("ISTIO_META_INTERCEPTION_MODE", "NONE");
+        Running::start(&mut router, &self.file("edge.log"))
+    }
+
+    /// A proxy with the environment of its pod. Name and service account are one.
+    fn proxy(
+        &self,
+        place: &Place,
+        name: &str,
+        namespace: &str,
+        address: &str,
+        labels: &str,
+    ) -> anyhow::Result<Command> {
         let token = self.file(&format!("{name}-token"));
-        fs::write(&token, self.mint.token("default", name, name, name)?)?;
+        fs::write(&token, self.mint.token(namespace, name, name, name)?)?;
         let info = self.file(name);
         fs::create_dir_all(&info)?;
-        fs::write(info.join("labels"), format!("app=\"{name}\"\nsecurity.istio.io/tlsMode=\"istio\"\n"))?;
-        let probers = r#"{"/app-health/app/livez": {"httpGet": {"path": "/", "port": 8080}}}"#;
-        let mut sidecar = place.command(1337, &proxy);
-        sidecar.arg("sidecar").envs([
+        fs::write(info.join("labels"), labels)?;
+        let mut command = place.command(1337, &peers::program("proxy")?);
+        command.envs([
             ("POD_NAME", name),
-            ("POD_NAMESPACE", "default"),
+            ("POD_NAMESPACE", namespace),
             ("SERVICE_ACCOUNT", name),
             ("INSTANCE_IP", address),
             ("PROXY_CONFIG", &format!("{{\"discoveryAddress\": \"{HUB}:15012\", \"concurrency\": 1}}")),
@@ -377,16 +422,14 @@ impl World {
             ("TOKEN_FILE", &token.display().to_string()),
             ("ROOT_CERT_FILE", &self.file("root-cert.pem").display().to_string()),
             ("POD_INFO_DIR", &info.display().to_string()),
-            ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
-            ("ISTIO_KUBE_APP_PROBERS", probers),
         ]);
-        Running::start(&mut sidecar, &self.file(&format!("{name}.log")))
+        Ok(command)
     }
 
     /// The last lines of every log.
     pub fn logs(&self) -> String {
         let mut text = String::new();
-        for name in ["citadel", "pilot", "web", "shop", "left", "right"] {
+        for name in ["citadel", "pilot", "web", "shop", "left", "right", "edge"] {
             let log = fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default();
             let failed = log.lines().filter(|line| line.contains("\" 5")).take(6);
             let tail: Vec<&str> = failed.chain(log.lines().rev().take(6)).collect();
