@@ -145,7 +145,11 @@ pub async fn route(
             let reply = if retried { failure.reply_after_retries() } else { failure.reply() };
             let mut response = local(exchange, reply);
             let inbound = exchange.manager.direction == Direction::Inbound;
-            if inbound && exchange.conn.peer.is_some() && failure.outcome() == Some(Outcome::ConnectFailure) {
+            let unseen = matches!(
+                failure.outcome(),
+                Some(Outcome::ConnectFailure | Outcome::Refused | Outcome::Reset { before_request: true })
+            );
+            if inbound && exchange.conn.peer.is_some() && unseen {
                 response.head.set(UNREACHED, "true");
             }
             return response;

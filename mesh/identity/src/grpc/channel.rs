@@ -32,6 +32,9 @@ use crate::{
     },
 };
 
+/// How long a connection waits for the process's first certificate.
+const FIRST: Duration = Duration::from_secs(3);
+
 /// How a channel secures its connections.
 #[derive(Clone, Debug)]
 pub enum Target {
@@ -124,6 +127,11 @@ pub fn channel(address: &str, target: Target, options: &ChannelOptions) -> Resul
 async fn dial(uri: &Uri, local: Option<IpAddr>, target: &Target) -> Result<Io, io::Error> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or_default();
+    if let Target::Mesh(store, _) = target {
+        // Everything of a process starts at once; what needs its certificate is not lost for coming first.
+        let first = tokio::time::timeout(FIRST, store.first()).await;
+        first.map_err(|_| io::Error::other(TlsError::NoCredentials))?;
+    }
     let stream = dial_tcp(host, port, local).await?;
     let tls = match target {
         Target::Plaintext => return Ok(Io::Plain(stream)),

@@ -71,6 +71,18 @@ async fn a_service_sees_the_verified_identity_of_its_caller() {
 }
 
 #[tokio::test]
+async fn a_call_that_comes_before_the_first_certificate_waits_for_it() {
+    let ca = TestCa::new("root");
+    let (addr, _trigger) = serve(Some(ca.store(CART)), ClientAuth::Required, Limits::default());
+    let store = CertStore::new(crate::testkit::domain(), []);
+    let target = Target::Mesh(store.clone(), ClientTls::grpc(CART.parse().unwrap()));
+    let asked = tokio::spawn(async move { ask(&addr, target).await });
+    tokio::task::yield_now().await;
+    store.publish(ca.issue(WEB), ca.bundle());
+    assert_eq!(asked.await.unwrap().unwrap(), WEB);
+}
+
+#[tokio::test]
 async fn plaintext_callers_are_nobody() {
     let (addr, _trigger) = serve(None, ClientAuth::None, Limits::default());
     assert_eq!(ask(&addr, Target::Plaintext).await.unwrap(), "nobody");
