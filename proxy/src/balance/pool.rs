@@ -243,7 +243,8 @@ pub async fn acquire(
         let mut freed = freed;
         freed.as_mut().enable();
         if let Some(permit) = usage.connection(&host.record.connections) {
-            return connect(worker, view, state, host, spoken, permit).await;
+            // Rare and large: a waiting request does not carry the room for it.
+            return Box::pin(connect(worker, view, state, host, spoken, permit)).await;
         }
         if waiting.is_none() {
             let place =

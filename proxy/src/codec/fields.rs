@@ -19,6 +19,9 @@ pub(crate) struct Span {
 
 const ADDED: u32 = 1 << 31;
 
+/// What a proxied request gains in text (ids, trace, deadlines), so that it grows once.
+const ADDED_AT_FIRST: usize = 256;
+
 impl Span {
     /// A range of the received block. Blocks are capped far below 2 GiB, so a range that does not fit is cut to nothing.
     pub(crate) fn received(at: usize, len: usize) -> Span {
@@ -84,6 +87,9 @@ impl Fields {
 
     /// Adds bytes that are not a field (a path, an authority) beside the fields.
     pub(crate) fn add_text(&mut self, text: &[u8]) -> Span {
+        if self.added.capacity() == 0 {
+            self.added.reserve(ADDED_AT_FIRST);
+        }
         let at = self.added.len();
         self.added.extend_from_slice(text);
         Span::added(at, text.len())

@@ -11,6 +11,8 @@ mod head;
 mod limits;
 mod message;
 mod name;
+mod relay;
+mod scratch;
 mod serve;
 #[cfg(test)]
 mod testkit;
@@ -24,5 +26,6 @@ pub use http::{Method, StatusCode};
 pub use limits::{Limits, Phase, Refusal};
 pub use message::{Handler, Home, Io, Request, Response, SendError, SendErrorKind};
 pub use name::{BadName, FieldName, Known, Name};
+pub(crate) use relay::relay;
 pub use serve::{ConnEnd, Protocol, Serve};
 pub use tunnel::Upgraded;

@@ -10,17 +10,20 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use super::head::Scheme;
 use super::limits::{Limits, Phase, Refusal};
 use super::message::{Handler, Io};
+use super::scratch;
 use super::timer::Deadline;
 use super::{h1, h2};
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How much is read at once before the protocol is known, in bytes.
+const DETECT_READ: usize = 8192;
 
 /// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +67,22 @@ pub struct Serve {
 impl Serve {
     /// Serves one connection to its end. When `drain` is ready, idle connections close and busy ones end with their present exchanges.
     /// How long that may take is the caller's to decide: dropping the future closes the connection and cancels every exchange on it.
-    pub async fn run<H: Handler>(
+    pub fn run<H: Handler>(
         &self,
         io: impl Io,
         drain: impl Future<Output = ()>,
         handler: &H,
+    ) -> impl Future<Output = ConnEnd> {
+        self.run_boxed(Box::new(io), drain, handler)
+    }
+
+    /// [`Self::run`] over a stream whose kind the caller has forgotten.
+    pub async fn run_boxed<H: Handler>(
+        &self,
+        mut io: Box<dyn Io>,
+        drain: impl Future<Output = ()>,
+        handler: &H,
     ) -> ConnEnd {
-        let mut io: Box<dyn Io> = Box::new(io);
         let drain = pin!(drain);
         let mut drain = Drain { signal: drain, done: false };
         let mut read = BytesMut::new();
@@ -101,7 +113,6 @@ impl Serve {
     ) -> Result<bool, ConnEnd> {
         let mut deadline = Deadline::default();
         deadline.set(Some(Instant::now() + self.limits.detect_timeout));
-        read.reserve(self.limits.read_buffer);
         poll_fn(|cx| {
             loop {
                 let seen = read.len().min(PREFACE.len());
@@ -111,7 +122,7 @@ impl Serve {
                 if seen == PREFACE.len() {
                     return Poll::Ready(Ok(true));
                 }
-                match pin!(io.read_buf(read)).poll(cx) {
+                match scratch::poll_read_onto(io.as_mut(), cx, read, DETECT_READ) {
                     Poll::Ready(Ok(0)) if read.is_empty() => return Poll::Ready(Err(ConnEnd::Closed)),
                     // A beginning of the preface and then the end: HTTP/1 finds the words for it.
                     Poll::Ready(Ok(0)) => return Poll::Ready(Ok(false)),

@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::message::Io;
+use super::relay;
 
 /// A byte stream that was an HTTP connection, or is to be joined with one.
 pub struct Upgraded {
@@ -33,7 +34,7 @@ impl Upgraded {
 /// Copies both ways until both ends have finished; an end that finishes closes only its own direction.
 /// Gives the bytes copied from `a` to `b` and back.
 pub(crate) async fn join(mut a: Upgraded, mut b: Upgraded) -> io::Result<(u64, u64)> {
-    tokio::io::copy_bidirectional(&mut a, &mut b).await
+    relay(&mut a, &mut b).await
 }
 
 impl std::fmt::Debug for Upgraded {

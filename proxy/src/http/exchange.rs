@@ -149,8 +149,14 @@ impl Exchange {
         self.conn.stats.responses[class].fetch_add(1, Ordering::Relaxed);
         let duration = self.started.elapsed();
         let (received, sent) = (self.received.get(), self.sent.get());
-        let empty = Head::request(crate::codec::Method::GET, "", "/");
-        let request = story.request.as_ref().unwrap_or(&empty);
+        let none;
+        let request = match &story.request {
+            Some(request) => request,
+            None => {
+                none = Head::request(crate::codec::Method::GET, "", "/");
+                &none
+            }
+        };
         let telemetry = &self.conn.worker.telemetry;
         if telemetry.is_on() {
             let mut event = Event::new(self.clock, duration);

@@ -64,7 +64,7 @@ pub async fn run(
     let answer = match verdicts.find(settings, exchange, context, &request.head) {
         Some(answer) => Ok(answer),
         None => {
-            let asked = ask(exchange, view, settings, context, &request.head).await;
+            let asked = Box::pin(ask(exchange, view, settings, context, &request.head)).await;
             if let Ok(answer) = &asked {
                 verdicts.remember(settings, exchange, context, &request.head, answer);
             }

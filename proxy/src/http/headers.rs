@@ -12,6 +12,7 @@ use mesh_traffic::{
     route::HeaderOp,
 };
 
+use super::trace;
 use crate::{
     codec::{Head, Known, Scheme},
     listen::Downstream,
@@ -79,17 +80,15 @@ pub fn arrive(head: &mut Head, conn: &Downstream, manager: &HttpManager, mut ran
 }
 
 /// A random UUID.
-fn request_id(high: u64, low: u64) -> String {
+fn request_id(high: u64, low: u64) -> [u8; 36] {
     let high = high & 0xffff_ffff_ffff_0fff | 0x4000;
     let low = low & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000;
-    format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        high >> 32,
-        (high >> 16) & 0xffff,
-        high & 0xffff,
-        low >> 48,
-        low & 0xffff_ffff_ffff
-    )
+    let digits = trace::Id::of(&[high, low]);
+    let mut id = [b'-'; 36];
+    for (to, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)] {
+        id[to].copy_from_slice(&digits.as_bytes()[from]);
+    }
+    id
 }
 
 /// `x-forwarded-client-cert`, by the listener's rule (Envoy's HttpConnectionManager).
@@ -251,7 +250,7 @@ mod tests {
     #[test]
     fn request_ids_are_version_4_uuids() {
         let id = request_id(u64::MAX, u64::MAX);
-        assert_eq!(id, "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert_eq!(request_id(0, 0), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(id, *b"ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(request_id(0, 0), *b"00000000-0000-4000-8000-000000000000");
     }
 }

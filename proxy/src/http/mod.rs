@@ -113,7 +113,7 @@ async fn serve(
         return local(exchange, Reply::no_route());
     };
     if *head.method() == Method::CONNECT {
-        return connect::serve(exchange, view, table, request).await;
+        return Box::pin(connect::serve(exchange, view, table, request)).await;
     }
     let choice = plan(table, head);
     if let Ok(choice) = &choice {

@@ -100,7 +100,7 @@ pub async fn route(
         head.set_path(&path);
     }
     if let Some(timeout) = timeout {
-        head.set(Known::XEnvoyExpectedRqTimeoutMs, timeout.as_millis().to_string());
+        head.set(Known::XEnvoyExpectedRqTimeoutMs, itoa::Buffer::new().format(timeout.as_millis()));
     }
     if exchange.manager.direction == Direction::Inbound {
         head.remove(Known::XEnvoyDecoratorOperation);
@@ -116,7 +116,10 @@ pub async fn route(
         head.clear_upgrade();
     }
 
-    let request = mirror::send(exchange, view, forward, request).await;
+    let request = match forward.mirrors.is_empty() {
+        true => request,
+        false => Box::pin(mirror::send(exchange, view, forward, request)).await,
+    };
     let started = Instant::now();
     let deadline = timeout.map(|timeout| started + timeout);
     let attempt_count = choice.host.include_attempt_count;
@@ -156,7 +159,7 @@ pub async fn route(
         }
     };
     let millis = started.elapsed().as_millis();
-    response.head.set("x-envoy-upstream-service-time", millis.to_string());
+    response.head.set("x-envoy-upstream-service-time", itoa::Buffer::new().format(millis));
     for level in levels.into_iter().flatten() {
         headers::apply(&mut response.head, &level.response);
     }
@@ -258,7 +261,7 @@ impl Tries<'_> {
         loop {
             self.exchange.story.borrow_mut().attempts = retry + 1;
             if self.attempt_count {
-                head.set(Known::XEnvoyAttemptCount, (retry + 1).to_string());
+                head.set(Known::XEnvoyAttemptCount, itoa::Buffer::new().format(retry + 1));
             }
             let mut result = self.one(&head, &replay, &mut tried).await;
             let unreached = result.as_mut().is_ok_and(|response| {
@@ -329,7 +332,8 @@ impl Tries<'_> {
 
     async fn pick(&self, head: &Head, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
         if matches!(self.state.cluster().discovery, Discovery::OriginalDst) {
-            let address = original_destination(&self.exchange.conn, head.authority(), false).await?;
+            let found = original_destination(&self.exchange.conn, head.authority(), false);
+            let address = Box::pin(found).await?;
             return Ok(self.state.original(address));
         }
         let avoid = if self.policy.avoid_previous && self.hash.is_none() { tried } else { &[] };
@@ -390,15 +394,16 @@ fn limit(exchange: &Rc<Exchange>, mut response: Response, deadline: Option<Insta
         return response;
     };
     let rest = std::mem::take(&mut response.body);
-    let limited =
-        Limited { rest, sleep: Box::pin(tokio::time::sleep_until(deadline)), exchange: Rc::clone(exchange) };
+    let limited = Limited { rest, deadline, sleep: None, exchange: Rc::clone(exchange) };
     response.body = Body::from_source(Box::new(limited));
     response
 }
 
 struct Limited {
     rest: Body,
-    sleep: std::pin::Pin<Box<Sleep>>,
+    deadline: Instant,
+    /// Made when the answer is first waited for: most are there whole.
+    sleep: Option<std::pin::Pin<Box<Sleep>>>,
     exchange: Rc<Exchange>,
 }
 
@@ -407,7 +412,9 @@ impl Source for Limited {
         if let Poll::Ready(next) = self.rest.poll_frame(cx) {
             return Poll::Ready(next);
         }
-        std::task::ready!(std::future::Future::poll(self.sleep.as_mut(), cx));
+        let deadline = self.deadline;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        std::task::ready!(std::future::Future::poll(sleep.as_mut(), cx));
         self.exchange.flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT);
         Poll::Ready(Some(Err(BodyError::TimedOut)))
     }

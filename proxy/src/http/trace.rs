@@ -3,31 +3,90 @@
 //! In: a request's headers. Out: the same headers with this hop's span, and [`Span`] for the record. Kept true: a client's decision to
 //! sample stands; without one the listener's share decides once, at the first hop. Not here: sending spans (`telemetry`).
 
+use std::{fmt, ops::Deref};
+
 use crate::codec::{Head, Known};
 
-/// This hop's place in a trace. Ids are lower-case hex.
+/// Up to 32 lower-case hex digits, kept in place: a request makes several.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Id {
+    digits: [u8; 32],
+    len: u8,
+}
+
+impl Id {
+    /// The digits of a number, with leading zeros.
+    pub(super) fn of(numbers: &[u64]) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut id = Self::default();
+        for byte in numbers.iter().flat_map(|number| number.to_be_bytes()) {
+            id.push(DIGITS[usize::from(byte >> 4)]);
+            id.push(DIGITS[usize::from(byte & 15)]);
+        }
+        id
+    }
+
+    fn push(&mut self, digit: u8) {
+        if let Some(place) = self.digits.get_mut(usize::from(self.len)) {
+            *place = digit;
+            self.len += 1;
+        }
+    }
+
+    /// The digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.digits.get(..usize::from(self.len)).and_then(|d| std::str::from_utf8(d).ok()).unwrap_or_default()
+    }
+}
+
+impl Deref for Id {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// This hop's place in a trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// 16 or 32 digits.
-    pub trace: String,
+    pub trace: Id,
     /// 16 digits.
-    pub id: String,
+    pub id: Id,
     /// 16 digits, empty at the root.
-    pub parent: String,
+    pub parent: Id,
     /// Whether it is kept.
     pub sampled: bool,
 }
 
 struct Context {
-    trace: String,
-    parent: String,
+    trace: Id,
+    parent: Id,
     sampled: Option<bool>,
 }
 
-fn hex(text: &str, lengths: &[usize]) -> Option<String> {
+fn hex(text: &str, lengths: &[usize]) -> Option<Id> {
     let zero = text.bytes().all(|byte| byte == b'0');
     let fits = lengths.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) && !zero;
-    fits.then(|| text.to_ascii_lowercase())
+    fits.then(|| {
+        let mut id = Id::default();
+        text.bytes().for_each(|byte| id.push(byte.to_ascii_lowercase()));
+        id
+    })
 }
 
 fn sampled(text: &str) -> Option<bool> {
@@ -64,7 +123,7 @@ fn incoming(head: &Head) -> Option<Context> {
 pub fn propagate(head: &mut Head, mut random: impl FnMut() -> u64, chosen: bool) -> Span {
     let context = incoming(head);
     let decided = head.get_str(Known::XB3Sampled).and_then(sampled);
-    let id = format!("{:016x}", random().max(1));
+    let id = Id::of(&[random().max(1)]);
     let span = match context {
         Some(context) => Span {
             trace: context.trace,
@@ -73,18 +132,18 @@ pub fn propagate(head: &mut Head, mut random: impl FnMut() -> u64, chosen: bool)
             sampled: context.sampled.or(decided).unwrap_or(chosen),
         },
         None => Span {
-            trace: format!("{:016x}{:016x}", random().max(1), random()),
+            trace: Id::of(&[random().max(1), random()]),
             id,
-            parent: String::new(),
+            parent: Id::default(),
             sampled: decided.unwrap_or(chosen),
         },
     };
-    head.set(Known::XB3TraceId, &span.trace);
-    head.set(Known::XB3SpanId, &span.id);
+    head.set(Known::XB3TraceId, span.trace.as_bytes());
+    head.set(Known::XB3SpanId, span.id.as_bytes());
     if span.parent.is_empty() {
         head.remove(Known::XB3ParentSpanId);
     } else {
-        head.set(Known::XB3ParentSpanId, &span.parent);
+        head.set(Known::XB3ParentSpanId, span.parent.as_bytes());
     }
     head.set(Known::XB3Sampled, if span.sampled { "1" } else { "0" });
     if head.contains(Known::B3) {

@@ -108,15 +108,40 @@ fn start(
     });
 }
 
+/// A connection that its listener takes: what is known of it, the chain that serves it, its bytes.
+struct Admitted {
+    conn: Downstream,
+    listener: Arc<Listener>,
+    view: Rc<View>,
+    chain: Arc<FilterChain>,
+    protocol: Protocol,
+    io: Box<dyn Io>,
+}
+
 async fn connection(
     worker: Rc<Worker>,
     active: Rc<Active>,
     stats: Arc<ListenerStats>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     remote: SocketAddr,
 ) {
+    // Boxed, so that the room for a handshake is given back when it is over.
+    let admitted = Box::pin(admit(worker, &active, stats, stream, remote)).await;
+    if let Some(admitted) = admitted {
+        serve(admitted, &active).await;
+    }
+}
+
+/// Looks at the first bytes as far as the listener needs them, chooses the chain, and shakes hands. `None` when the connection is over.
+async fn admit(
+    worker: Rc<Worker>,
+    active: &Active,
+    stats: Arc<ListenerStats>,
+    mut stream: TcpStream,
+    remote: SocketAddr,
+) -> Option<Admitted> {
     let mut listener = Arc::clone(&active.now.borrow());
-    let Ok(bound) = stream.local_addr() else { return };
+    let bound = stream.local_addr().ok()?;
     let captured = (listener.inspect.original_dst || listener.use_original_dst)
         .then(|| original_destination(&stream))
         .flatten()
@@ -128,7 +153,7 @@ async fn connection(
         stats.no_chain.fetch_add(1, Ordering::Relaxed);
         reset(&stream);
         tcp::refused(&worker, &listener.access_log, remote, local, "");
-        return;
+        return None;
     }
     if listener.use_original_dst
         && let Some(other) = hand_over(&view, &listener, local)
@@ -142,7 +167,7 @@ async fn connection(
     let (transport, server_name, protocols, before) = if looks.tls || looks.http || secured {
         let wait = inspect::patience(&listener);
         let tls = looks.tls || secured;
-        let Some(seen) = inspect::look(&mut stream, wait, tls, looks.http).await else { return };
+        let seen = inspect::look(&mut stream, wait, tls, looks.http).await?;
         if seen.transport == Transport::Tls && !looks.tls {
             offers = seen.protocols;
             (Transport::Raw, String::new(), Vec::new(), seen.before)
@@ -165,7 +190,7 @@ async fn connection(
         stats.no_chain.fetch_add(1, Ordering::Relaxed);
         reset(&stream);
         tcp::refused(&worker, &listener.access_log, remote, local, &server_name);
-        return;
+        return None;
     };
     let stream = Rewound::new(before, stream);
     let mut conn = Downstream {
@@ -183,7 +208,10 @@ async fn connection(
         tls: false,
     };
     match &chain.tls {
-        None => serve(conn, &active, &listener, &view, &chain, Protocol::Detect, stream).await,
+        None => {
+            let io = Box::new(stream);
+            Some(Admitted { conn, listener, view, chain, protocol: Protocol::Detect, io })
+        }
         Some(settings) => {
             let accepted = tls::accept(&conn.worker.shared, &view.snapshot, settings, &offers, stream).await;
             let accepted = match accepted {
@@ -191,7 +219,7 @@ async fn connection(
                 Err(why) => {
                     conn.stats.tls_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(listener = %listener.name, %remote, %why, "TLS handshake failed");
-                    return;
+                    return None;
                 }
             };
             conn.tls = true;
@@ -208,20 +236,13 @@ async fn connection(
                 Some(b"http/1.1" | b"istio-http/1.1") => Protocol::Http1,
                 _ => Protocol::Detect,
             };
-            serve(conn, &active, &listener, &view, &chain, protocol, accepted.stream).await;
+            Some(Admitted { conn, listener, view, chain, protocol, io: Box::new(accepted.stream) })
         }
     }
 }
 
-async fn serve(
-    conn: Downstream,
-    active: &Active,
-    listener: &Arc<Listener>,
-    view: &Rc<View>,
-    chain: &FilterChain,
-    protocol: Protocol,
-    io: impl Io,
-) {
+async fn serve(admitted: Admitted, active: &Active) {
+    let Admitted { conn, listener, view, chain, protocol, io } = admitted;
     for rbac in &chain.rbac {
         if matches!(rbac.check_connection(&conn.rbac_peer()), Verdict::Denied(_)) && !rbac.shadow {
             tracing::debug!(remote = %conn.remote, chain = %chain.name, "connection denied by policy");
@@ -241,8 +262,9 @@ async fn serve(
         }
     };
     let serving = async {
+        let view = view;
         match &chain.terminal {
-            Terminal::Tcp(proxy) => tcp::serve(&conn, view, proxy, io).await,
+            Terminal::Tcp(proxy) => Box::pin(tcp::serve(&conn, &view, proxy, io)).await,
             Terminal::Http(manager) => {
                 let protocol = match manager.codec {
                     Codec::Auto => protocol,
@@ -254,17 +276,19 @@ async fn serve(
                 let handler = Http {
                     conn: Rc::clone(&conn),
                     listener: listener.name.clone(),
-                    chain: chain.clone(),
-                    held: RefCell::new(Held::new(view, listener, manager)),
+                    chain: Arc::clone(&chain),
+                    held: RefCell::new(Held::new(&view, &listener, manager)),
                     outlived: Notify::new(),
                 };
+                // A connection that lives long keeps no configuration alive that has gone.
+                drop(view);
                 let ending = async {
                     tokio::select! {
                         () = ending => {}
                         () = handler.outlived.notified() => {}
                     }
                 };
-                let end = Serve { protocol, scheme, limits }.run(io, ending, &handler).await;
+                let end = Serve { protocol, scheme, limits }.run_boxed(io, ending, &handler).await;
                 tracing::trace!(remote = %conn.remote, ?end, "connection ended");
             }
         }
@@ -306,7 +330,7 @@ struct Http {
     conn: Rc<Downstream>,
     listener: Name,
     /// The chain that admitted the connection.
-    chain: FilterChain,
+    chain: Arc<FilterChain>,
     held: RefCell<Held>,
     /// Told when the listener no longer has that chain: the connection ends in order, its last requests as it was admitted.
     outlived: Notify,

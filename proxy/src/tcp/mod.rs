@@ -32,7 +32,7 @@ use crate::{
         outlier::Sign,
         overflow,
     },
-    codec::Io,
+    codec::{Io, relay},
     listen::Downstream,
     telemetry::{
         format::Entry,
@@ -116,7 +116,7 @@ pub async fn serve(conn: &Rc<Downstream>, view: &Rc<View>, proxy: &TcpProxy, mut
     let activity = Rc::new(Activity::default());
     let mut near = Watched { io: &mut io, bytes: &activity.received, last: &activity.last };
     let mut far = Watched { io: &mut upstream.io, bytes: &activity.sent, last: &activity.last };
-    let copying = tokio::io::copy_bidirectional(&mut near, &mut far);
+    let copying = relay(&mut near, &mut far);
     let watching = async {
         let mut told = (0, 0);
         loop {

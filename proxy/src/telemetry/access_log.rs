@@ -14,6 +14,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
+    time::Duration,
 };
 
 use ahash::AHashMap;
@@ -23,6 +24,9 @@ use super::format::Compiled;
 
 /// Lines that may wait per file.
 const QUEUE: usize = 8192;
+
+/// How long lines may gather once there are some: a busy log wakes its thread so often and not for each line.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The files that are written to, one thread each.
 #[derive(Debug, Default)]
@@ -56,31 +60,48 @@ impl Files {
 }
 
 fn write_all(path: &str, lines: &Receiver<Vec<u8>>) {
-    let mut told = false;
-    let mut out: Option<Box<dyn Write>> = None;
+    let mut file = Target { path, told: false, out: None };
     while let Ok(line) = lines.recv() {
-        if out.is_none() {
+        let mut next = Some(line);
+        // Whatever waits goes out in one write; then more may gather, until a pause brings none.
+        while let Some(line) = next {
+            let rest = std::iter::from_fn(|| lines.try_recv().ok());
+            file.write(std::iter::once(line).chain(rest));
+            std::thread::park_timeout(GATHER);
+            next = lines.try_recv().ok();
+        }
+    }
+}
+
+/// A file that is opened when there is something to write, and again after a failure.
+struct Target<'a> {
+    path: &'a str,
+    told: bool,
+    out: Option<Box<dyn Write>>,
+}
+
+impl Target<'_> {
+    /// Writes these lines and brings the file up to date. Lines that cannot be written are gone.
+    fn write(&mut self, mut lines: impl Iterator<Item = Vec<u8>>) {
+        let path = self.path;
+        if self.out.is_none() {
             match open(path) {
-                Ok(file) => out = Some(file),
-                Err(error) if !told => {
+                Ok(file) => self.out = Some(file),
+                Err(error) if !self.told => {
                     tracing::error!(path, %error, "cannot write the access log: its lines are lost until it can be opened");
-                    told = true;
+                    self.told = true;
                 }
                 Err(_) => {}
             }
         }
-        let Some(file) = &mut out else { continue };
-        let mut written = file.write_all(&line);
-        // Whatever waits goes out in one write, then the file is brought up to date.
-        while let Ok(line) = lines.try_recv() {
-            written = written.and_then(|()| file.write_all(&line));
-        }
+        let Some(file) = &mut self.out else { return lines.for_each(drop) };
+        let written = lines.try_for_each(|line| file.write_all(&line));
         if let Err(error) = written.and_then(|()| file.flush()) {
-            if !told {
+            if !self.told {
                 tracing::error!(path, %error, "writing the access log failed");
             }
-            told = true;
-            out = None;
+            self.told = true;
+            self.out = None;
         }
     }
 }

@@ -4,12 +4,13 @@
 //! within the receiver's credit, and what is dropped is counted. Not here: gathering (`local`).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use ahash::AHashMap;
 use mesh_runtime::{Backoff, Outage, drain::Watch};
 use mesh_traffic::names::Direction;
 use telemetry_api::{self as pb, Frame, telemetry_client::TelemetryClient};
@@ -80,10 +81,12 @@ impl Book {
 /// What one stream has said so far.
 struct Stream {
     seq: u64,
-    words: HashMap<String, u32>,
+    words: AHashMap<String, u32>,
     new_words: Vec<String>,
     word_bytes: usize,
     named: HashSet<SeriesId>,
+    /// Facts in this stream's words, so that a record names them without putting them into text again.
+    facts: AHashMap<SeriesId, pb::Facts>,
     credit: i64,
 }
 
@@ -102,7 +105,16 @@ impl Stream {
         word
     }
 
-    fn facts(&mut self, facts: &Facts, uid: &str) -> pb::Facts {
+    fn facts(&mut self, id: SeriesId, facts: &Facts, uid: &str) -> pb::Facts {
+        if let Some(known) = self.facts.get(&id) {
+            return *known;
+        }
+        let known = self.put_in_words(facts, uid);
+        self.facts.insert(id, known);
+        known
+    }
+
+    fn put_in_words(&mut self, facts: &Facts, uid: &str) -> pb::Facts {
         let mut ip = |ip: Option<IpAddr>| ip.map_or(0, |ip| self.word(&ip.to_string()));
         let (source_ip, destination_ip) = (ip(facts.source_ip), ip(facts.destination_ip));
         let mut word = |text: Option<&str>| text.map_or(0, |text| self.word(text));
@@ -149,10 +161,17 @@ impl Stream {
             })
         };
         let first = self.named.insert(id);
-        pb::Series { id: wire_id(id), facts: first.then(|| self.facts(facts, uid)), kind: Some(kind) }
+        pb::Series { id: wire_id(id), facts: first.then(|| self.facts(id, facts, uid)), kind: Some(kind) }
     }
 
-    fn record(&mut self, facts: &Facts, head: &Head, texts: &Texts<'_>, uid: &str) -> pb::Record {
+    fn record(
+        &mut self,
+        id: SeriesId,
+        facts: &Facts,
+        head: &Head,
+        texts: &Texts<'_>,
+        uid: &str,
+    ) -> pb::Record {
         let span = (!texts.trace.is_empty()).then(|| pb::Span {
             trace_id: texts.trace.to_owned(),
             span_id: texts.span.to_owned(),
@@ -162,7 +181,7 @@ impl Stream {
             sampled: head.sampled,
         });
         pb::Record {
-            facts: Some(self.facts(facts, uid)),
+            facts: Some(self.facts(id, facts, uid)),
             start_us: head.start_us,
             duration_us: head.duration_us,
             request_size: head.request_size,
@@ -242,10 +261,11 @@ async fn stream(
     let mut client = TelemetryClient::new(channel.clone());
     let mut state = Stream {
         seq: 0,
-        words: HashMap::new(),
+        words: AHashMap::new(),
         new_words: Vec::new(),
         word_bytes: 0,
         named: HashSet::new(),
+        facts: AHashMap::new(),
         credit: 256 * 1024,
     };
     // The first frame waits in the channel before the call: the server answers its headers at once or with the first ack.
@@ -315,8 +335,9 @@ fn next_frame(state: &mut Stream, book: &mut Book, uid: &str) -> Option<Frame> {
     {
         book.bytes -= batch.bytes();
         for (head, texts) in batch.iter() {
-            match book.series.get(&(worker, head.series)) {
-                Some((facts, _)) => frame.records.push(state.record(facts, head, &texts, uid)),
+            let id = (worker, head.series);
+            match book.series.get(&id) {
+                Some((facts, _)) => frame.records.push(state.record(id, facts, head, &texts, uid)),
                 None => *book.lost.entry("too_large").or_default() += 1,
             }
         }

@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod authz;
+mod cost;
 mod faults;
 mod limits;
 mod retries;

@@ -6,6 +6,7 @@
 
 mod client;
 mod delta;
+mod hosts;
 mod resource;
 mod sotw;
 pub mod store;

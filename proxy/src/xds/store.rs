@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_traffic::{
-    Cluster, Endpoints, Listener, RouteConfiguration, RouteTable, Snapshot, VirtualHost,
+    Cluster, Endpoints, Listener, RouteConfiguration, RouteTable, Snapshot,
     cluster::Discovery,
     listener::RouteSource,
     names::Name,
@@ -17,7 +17,10 @@ use mesh_traffic::{
     tls::{Certificate, Roots, Secret, UpstreamTls, WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS},
 };
 
-use super::resource::{Body, Kind, Resource};
+use super::{
+    hosts::Hosts,
+    resource::{Body, Kind, Resource},
+};
 
 /// What was received of a resource, for resuming a stream and for dumps.
 #[derive(Debug, Clone)]
@@ -37,7 +40,7 @@ pub struct Store {
     secrets: HashMap<Name, Arc<Secret>>,
     routes: HashMap<Name, Arc<RouteConfiguration>>,
     /// Virtual hosts that came as resources of their own, by route configuration and full name.
-    hosts: HashMap<Name, BTreeMap<Name, Arc<VirtualHost>>>,
+    hosts: HashMap<Name, Hosts>,
     tables: HashMap<Name, Arc<RouteTable>>,
     stale_tables: HashSet<Name>,
     /// The first answer with virtual hosts has come, so that tables built of them are complete.
@@ -101,10 +104,9 @@ impl Store {
             Body::VirtualHost(host) => {
                 let table = host_table(&name).ok_or("the name must be `route configuration/virtual host`")?;
                 let hosts = self.hosts.entry(table.into()).or_default();
-                if let Some(domain) = taken(hosts, &name, &host) {
-                    return Err(format!("domain {domain:?} belongs to another virtual host"));
-                }
-                hosts.insert(name.clone(), host);
+                hosts
+                    .put(&name, host)
+                    .map_err(|domain| format!("domain {domain:?} belongs to another virtual host"))?;
                 self.stale_tables.insert(table.into());
                 Kind::VirtualHost
             }
@@ -131,7 +133,9 @@ impl Store {
             }
             Kind::VirtualHost => {
                 if let Some(table) = host_table(name) {
-                    self.hosts.get_mut(table).map(|hosts| hosts.remove(name));
+                    if let Some(hosts) = self.hosts.get_mut(table) {
+                        hosts.remove(name);
+                    }
                     self.stale_tables.insert(table.into());
                 }
             }
@@ -245,7 +249,7 @@ impl Store {
             };
             let mut whole = RouteConfiguration::clone(routes);
             if let Some(hosts) = self.hosts.get(&name) {
-                whole.virtual_hosts.extend(hosts.values().cloned());
+                whole.virtual_hosts.extend(hosts.iter().cloned());
             }
             match RouteTable::new(whole) {
                 Ok(table) => drop(self.tables.insert(name, Arc::new(table))),
@@ -297,12 +301,6 @@ fn inline_name(source: &RouteSource) -> Option<Name> {
 /// `8080` of `8080/reviews.default.svc.cluster.local:8080`. Names of route configurations have no slash.
 fn host_table(name: &str) -> Option<&str> {
     name.split_once('/').map(|(table, _)| table)
-}
-
-fn taken(hosts: &BTreeMap<Name, Arc<VirtualHost>>, name: &Name, host: &VirtualHost) -> Option<Name> {
-    let mine: HashSet<&Name> = host.domains.iter().collect();
-    let others = hosts.iter().filter(|(other, _)| *other != name).flat_map(|(_, host)| &host.domains);
-    others.into_iter().find(|domain| mine.contains(domain)).cloned()
 }
 
 fn eds_name(cluster: &Cluster) -> Option<&Name> {

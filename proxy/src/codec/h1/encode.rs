@@ -20,6 +20,8 @@ use crate::codec::name::Known;
 
 /// From this size a piece is written from where it lies (`writev`); below, copying is cheaper.
 const COPY_BELOW: usize = 4096;
+/// How much an idle connection keeps for its next output, in bytes.
+const KEPT: usize = 2048;
 /// How much small output gathers before it is written.
 const GATHER: usize = 16 * 1024;
 
@@ -101,8 +103,10 @@ impl Out {
         if self.large.is_empty() {
             self.large = Bytes::new();
         }
-        if self.front.is_empty() && self.front.capacity() > 4 * GATHER {
-            self.front = BytesMut::new();
+        for part in [&mut self.front, &mut self.back] {
+            if part.is_empty() && part.capacity() > KEPT {
+                *part = BytesMut::new();
+            }
         }
     }
 }

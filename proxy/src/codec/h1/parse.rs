@@ -392,7 +392,11 @@ fn finish(mut draft: Draft, side: Side, buffer: &mut BytesMut, limits: &Limits) 
     if draft.codings > 0 && (draft.lengths > 0 || version == Version::Http10) {
         return Err(Refusal::bad("transfer-encoding with content-length or http/1.0"));
     }
-    let block = buffer.split_to(draft.line).freeze();
+    // A head that came alone, as most do, keeps its memory without a count beside it.
+    let block = match draft.line == buffer.len() {
+        true => std::mem::take(buffer).freeze(),
+        false => buffer.split_to(draft.line).freeze(),
+    };
     draft.fields.set_block(block);
     // Names that `Connection` lists belong to this hop; but a name that we know is never one a peer may take away.
     for span in std::mem::take(&mut draft.nominated) {

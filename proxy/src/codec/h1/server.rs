@@ -5,7 +5,6 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -184,7 +183,8 @@ impl Server<'_> {
         };
 
         let answer = {
-            let mut answer = pin!(handler.handle(Request { head, body }));
+            // Boxed, so that a connection holds no room for a request while it has none.
+            let mut answer = Box::pin(handler.handle(Request { head, body }));
             poll_fn(|cx| {
                 wire.set_owner(cx.waker());
                 loop {

@@ -21,9 +21,10 @@ use super::parse::Framing;
 use crate::codec::body::{BodyError, Frame};
 use crate::codec::limits::{Limits, Refusal};
 use crate::codec::message::{Home, Io};
+use crate::codec::scratch;
 
-/// How much is read at once while a head is expected.
-const HEAD_READ: usize = 4096;
+/// How much is read at once while a head is expected: a head and a small body come together.
+const HEAD_READ: usize = 8192;
 
 /// What has come in and how the body within it ends.
 pub(crate) struct ReadSide {
@@ -115,17 +116,24 @@ impl Wire {
     pub(crate) fn poll_fill(&self, cx: &mut Context<'_>, read: &mut ReadSide) -> Poll<io::Result<usize>> {
         let mut io = self.io.borrow_mut();
         let Some(io) = io.as_mut() else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        // An idle connection holds what was reserved, so heads start small; a long body is read in larger pieces.
         let most = self.limits.read_buffer;
-        let want = match read.decoder.remaining() {
-            Some(0) => HEAD_READ.min(most),
-            Some(left) => usize::try_from(left).unwrap_or(usize::MAX).clamp(HEAD_READ.min(most), 4 * most),
-            None => most,
+        let size = match read.decoder.remaining() {
+            // Nothing is held for a head that may never come; a long body is read in large pieces, where it will lie.
+            Some(0) => std::task::ready!(scratch::poll_read_onto(
+                io.as_mut(),
+                cx,
+                &mut read.buffer,
+                HEAD_READ.min(most)
+            ))?,
+            left => {
+                let left = left.map_or(most, |left| usize::try_from(left).unwrap_or(usize::MAX));
+                let want = left.clamp(HEAD_READ.min(most), 4 * most);
+                if read.buffer.capacity() - read.buffer.len() < want / 4 {
+                    read.buffer.reserve(want);
+                }
+                std::task::ready!(pin!(io.read_buf(&mut read.buffer)).poll(cx))?
+            }
         };
-        if read.buffer.capacity() - read.buffer.len() < want / 4 {
-            read.buffer.reserve(want);
-        }
-        let size = std::task::ready!(pin!(io.read_buf(&mut read.buffer)).poll(cx))?;
         if size == 0 {
             read.eof = true;
         } else {
@@ -274,6 +282,10 @@ impl Wire {
                 && self.upload.borrow().is_none()
                 && self.out.borrow().is_empty()
         };
+        if clean {
+            // An idle connection holds no memory of its last answer.
+            self.read.borrow_mut().buffer = BytesMut::new();
+        }
         self.exchange.set(self.exchange.get() + 1);
         let home = self.home.borrow().as_ref().and_then(Weak::upgrade);
         match home {

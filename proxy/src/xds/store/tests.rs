@@ -1,7 +1,7 @@
 //! What may be used, and when: warming, last good forms, subscriptions.
 
 use mesh_traffic::{
-    Endpoint,
+    Endpoint, VirtualHost,
     listener::{ChainMatch, FilterChain, HttpManager, Inspect, Terminal},
     names::Direction,
 };
