@@ -365,6 +365,7 @@ async fn floods_of_control_frames_end_the_connection() {
         ("ping answers", frame(PING, 1, 0, &[7; 8]).repeat(10_000)),
         ("settings", frame(SETTINGS, 0, 0, &[]).repeat(10_000)),
         ("settings with values", frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255].repeat(10)).repeat(10_000)),
+        ("settings of 2,000 values", frame(SETTINGS, 0, 0, &[0, 1, 0, 0, 16, 0].repeat(2000))),
         ("priority", frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 1]).repeat(10_000)),
         ("window updates", [opened.clone(), frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(10_000)].concat()),
         ("unknown frames", frame(0x4d, 0, 0, b"m").repeat(10_000)),

@@ -1,6 +1,6 @@
 //! Counts what the `h2` crate does not: control frames, half frames, output that nobody reads.
 //! In: the raw bytes of one HTTP/2 connection, seen as they pass. Out: [`Watch`], facts for whoever drives the connection.
-//! Kept true: a peer has a credit of control frames that refills with time and with real traffic; once it is spent nothing more is read.
+//! Kept true: a peer has a credit of control frames that refills with time and real traffic; without credit nothing more is read.
 //! Not here: answering a flood (`server`, `client`), frame contents (the `h2` crate).
 
 use std::cell::Cell;
@@ -21,11 +21,14 @@ use crate::codec::message::Io;
 const CREDIT_PER_DATA_SENT: u32 = 10;
 /// Credit given back for each request or response that comes in: its updates, priority and reset.
 const CREDIT_PER_HEADERS: u32 = 3;
+/// Largest SETTINGS frame, in bytes: 32 parameters, as nghttp2 and so Envoy take. RFC 9113 and its extensions define ten.
+const SETTINGS_BYTES: usize = 32 * 6;
 /// Length of a client's connection preface.
 const PREFACE: usize = 24;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -72,6 +75,11 @@ impl Watch {
 
     fn earn(&self, credit: u32) {
         self.credit.set(self.credit.get().saturating_add(credit).min(self.burst));
+    }
+
+    /// No credit helps: the peer has sent what nobody sends.
+    fn refuse(&self) {
+        self.flooded.set(true);
     }
 
     /// Takes one from the credit. The clock is read only when it is empty.
@@ -168,6 +176,7 @@ impl Guard {
             DATA if length > 0 || flags & END_STREAM != 0 => {}
             HEADERS => watch.earn(CREDIT_PER_HEADERS),
             CONTINUATION if length > 0 => {}
+            SETTINGS if length > SETTINGS_BYTES => watch.refuse(),
             _ => watch.spend(),
         });
         watch.partial_since.set(match (self.inbound.is_partial(), watch.partial_since.get()) {
