@@ -3,7 +3,7 @@
 //! In: a request, what TLS proved about its sender, the route's context. Out: the request, changed as the service says, or its denial.
 //! Kept true: without a verdict the request passes only where the configuration says so; bodies are not sent. Not here: the rules (`mixer`).
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{borrow::Cow, cell::RefCell, collections::HashMap, net::IpAddr, rc::Rc};
 
 use ahash::AHashMap;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,21 +27,33 @@ use xds::{
             check_response::HttpResponse,
         },
     },
-    google::protobuf::{Struct, value::Kind},
+    google::protobuf::{Struct, value},
 };
 
 use super::{Flow, exchange::Exchange, router::Tries};
 use crate::{
+    balance::Kind,
     codec::{Body, Head, Known, Method, Request, Response, StatusCode},
     worker::View,
 };
 
-/// Remembered verdicts per worker.
+/// What a worker knows of each authorization service.
 #[derive(Default)]
-pub struct Verdicts(RefCell<AHashMap<Name, Vec<Remembered>>>);
+pub struct Verdicts(RefCell<AHashMap<Name, Service>>);
 
+/// What is known of one service.
+#[derive(Default)]
+struct Service {
+    verdicts: Vec<Remembered>,
+    /// It could not be reached: until then nobody tries again.
+    away_until: Option<Instant>,
+}
+
+/// A verdict, and what must be true again of a request that it is used for.
 struct Remembered {
-    inputs: Vec<(String, Option<String>)>,
+    /// Whatever a verdict refers to, it belongs to the route that it was asked for.
+    context: Vec<(Name, Name)>,
+    inputs: Vec<(Input, Value<'static>)>,
     until: Instant,
     uses: u32,
     answer: Rc<CheckResponse>,
@@ -51,6 +63,9 @@ struct Remembered {
 const MAX_REMEMBERED: usize = 512;
 /// Largest answer.
 const MAX_ANSWER: usize = 256 * 1024;
+/// How long nobody dials a service that could not be reached: requests learn at once that there is no verdict, and the service is found
+/// again this soon after it is back.
+const AWAY: Duration = Duration::from_millis(100);
 
 /// Asks, or remembers.
 pub async fn run(
@@ -154,6 +169,9 @@ async fn ask(
     head: &Head,
 ) -> Result<Rc<CheckResponse>, String> {
     let worker = &exchange.conn.worker;
+    if worker.verdicts.is_away(&settings.cluster) {
+        return Err("the service could not be reached a moment ago".to_owned());
+    }
     let state = worker
         .cluster(view, &settings.cluster)
         .ok_or_else(|| format!("cluster {} does not exist", settings.cluster))?;
@@ -176,7 +194,9 @@ async fn ask(
     }
     // A question may be asked again when the service surely did not take it.
     let on = RetryOn::CONNECT_FAILURE.with(RetryOn::REFUSED_STREAM).with(RetryOn::RESET_BEFORE_REQUEST);
-    let policy = RetryPolicy { on, avoid_previous: true, max_picks: 5, ..RetryPolicy::default() };
+    let base_backoff = Duration::from_millis(1);
+    let policy =
+        RetryPolicy { on, base_backoff, avoid_previous: true, max_picks: 5, ..RetryPolicy::default() };
     let shadow = Exchange::shadow(exchange);
     let deadline = Some(Instant::now() + settings.timeout);
     let mut tries = Tries {
@@ -190,7 +210,12 @@ async fn ask(
     };
     let request = Request { head: ask, body: Body::full(body.freeze()) };
     let asking = async {
-        let response = tries.run(request).await.map_err(|failure| failure.why)?;
+        let response = tries.run(request).await.map_err(|failure| {
+            if matches!(failure.kind, Kind::Connect | Kind::ConnectTimeout | Kind::NoHealthyUpstream) {
+                worker.verdicts.note_away(&settings.cluster);
+            }
+            failure.why
+        })?;
         let status = response.head.get_str(Known::GrpcStatus).map(str::to_owned);
         let (data, trailers) = response.body.collect(MAX_ANSWER).await.map_err(|e| e.to_string())?;
         let status =
@@ -271,36 +296,85 @@ fn question(exchange: &Exchange, settings: &ExtAuthz, context: &[(Name, Name)], 
     }
 }
 
-/// What an input of a verdict is worth for this request; the outer `None` is an input that we cannot compare.
-fn input(name: &str, exchange: &Exchange, context: &[(Name, Name)], head: &Head) -> Option<Option<String>> {
-    let name = name.strip_prefix('-').unwrap_or(name);
-    let conn = &exchange.conn;
-    Some(match name {
-        "source.ip" => Some(conn.remote.ip().to_string()),
-        "source.principal" => conn.identity.clone(),
-        "destination.uid" => {
-            context.iter().find(|(key, _)| &**key == "destination.uid").map(|(_, value)| value.to_string())
+/// Something of a request that a verdict may depend on.
+enum Input {
+    SourceIp,
+    SourcePrincipal,
+    DestinationUid,
+    Path,
+    UrlPath,
+    Method,
+    Authority,
+    Header(Box<str>),
+}
+
+/// What an [`Input`] is for a request.
+#[derive(PartialEq)]
+enum Value<'a> {
+    Ip(IpAddr),
+    Text(Option<Cow<'a, [u8]>>),
+}
+
+impl Input {
+    /// Mixer's word for it; `None` is an input that we cannot compare. `-` before it says that it was absent, which its value says too.
+    fn parse(name: &str) -> Option<Self> {
+        let name = name.strip_prefix('-').unwrap_or(name);
+        Some(match name {
+            "source.ip" => Self::SourceIp,
+            "source.principal" => Self::SourcePrincipal,
+            "destination.uid" => Self::DestinationUid,
+            "request.path" => Self::Path,
+            "request.url_path" => Self::UrlPath,
+            "request.method" => Self::Method,
+            "request.host" => Self::Authority,
+            "request.useragent" => Self::Header("user-agent".into()),
+            _ => match name.strip_prefix("request.headers[")?.strip_suffix(']')? {
+                ":method" => Self::Method,
+                ":path" => Self::Path,
+                ":authority" | "host" => Self::Authority,
+                header => Self::Header(header.into()),
+            },
+        })
+    }
+
+    fn of<'a>(&self, exchange: &'a Exchange, context: &'a [(Name, Name)], head: &'a Head) -> Value<'a> {
+        let conn = &exchange.conn;
+        let text = |text: Option<&'a str>| Value::Text(text.map(|text| Cow::Borrowed(text.as_bytes())));
+        match self {
+            Self::SourceIp => Value::Ip(conn.remote.ip()),
+            Self::SourcePrincipal => text(conn.identity.as_deref()),
+            Self::DestinationUid => {
+                text(context.iter().find(|(key, _)| &**key == "destination.uid").map(|(_, uid)| &**uid))
+            }
+            Self::Path => text(Some(head.path())),
+            Self::UrlPath => text(Some(head.path_only())),
+            Self::Method => text(Some(head.method().as_str())),
+            Self::Authority => text(Some(head.authority())),
+            Self::Header(name) => Value::Text(head.get_joined(&**name)),
         }
-        "route" => Some(format!("{context:?}")),
-        "request.path" => Some(head.path().to_owned()),
-        "request.url_path" => Some(head.path_only().to_owned()),
-        "request.method" => Some(head.method().to_string()),
-        "request.host" => Some(head.authority().to_owned()),
-        "request.useragent" => head.get_str(Known::UserAgent).map(str::to_owned),
-        _ => {
-            let key = name.strip_prefix("request.headers[")?.strip_suffix(']')?;
-            let value = match key {
-                ":method" => return Some(Some(head.method().to_string())),
-                ":path" => return Some(Some(head.path().to_owned())),
-                ":authority" | "host" => return Some(Some(head.authority().to_owned())),
-                key => head.get_joined(key),
-            };
-            value.map(|value| String::from_utf8_lossy(&value).into_owned())
+    }
+}
+
+impl Value<'_> {
+    fn into_owned(self) -> Value<'static> {
+        match self {
+            Value::Ip(ip) => Value::Ip(ip),
+            Value::Text(text) => Value::Text(text.map(|text| Cow::Owned(text.into_owned()))),
         }
-    })
+    }
 }
 
 impl Verdicts {
+    fn is_away(&self, cluster: &Name) -> bool {
+        let all = self.0.borrow();
+        all.get(cluster).and_then(|service| service.away_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    fn note_away(&self, cluster: &Name) {
+        let mut all = self.0.borrow_mut();
+        all.entry(cluster.clone()).or_default().away_until = Some(Instant::now() + AWAY);
+    }
+
     fn find(
         &self,
         settings: &ExtAuthz,
@@ -309,13 +383,12 @@ impl Verdicts {
         head: &Head,
     ) -> Option<Rc<CheckResponse>> {
         let mut all = self.0.borrow_mut();
-        let known = all.get_mut(&settings.cluster)?;
+        let known = &mut all.get_mut(&settings.cluster)?.verdicts;
         let now = Instant::now();
         known.retain(|one| one.until > now && one.uses > 0);
         let hit = known.iter_mut().find(|one| {
-            one.inputs.iter().all(|(name, value)| {
-                input(name, exchange, context, head).is_some_and(|current| current == *value)
-            })
+            one.context == context
+                && one.inputs.iter().all(|(input, value)| input.of(exchange, context, head) == *value)
         })?;
         hit.uses -= 1;
         Some(Rc::clone(&hit.answer))
@@ -330,21 +403,21 @@ impl Verdicts {
         answer: &Rc<CheckResponse>,
     ) {
         let Some(validity) = answer.dynamic_metadata.as_ref().and_then(validity) else { return };
-        let mut names = validity.references;
-        // Whatever a verdict refers to, it belongs to the route that it was asked for.
-        names.push("route".to_owned());
-        let inputs: Option<Vec<_>> = names
-            .into_iter()
-            .map(|name| input(&name, exchange, context, head).map(|value| (name, value)))
-            .collect();
+        let value = |input: Input| {
+            let value = input.of(exchange, context, head).into_owned();
+            (input, value)
+        };
+        let inputs: Option<Vec<_>> =
+            validity.references.iter().map(|name| Input::parse(name).map(value)).collect();
         let Some(inputs) = inputs else { return };
         let mut all = self.0.borrow_mut();
-        let known = all.entry(settings.cluster.clone()).or_default();
+        let known = &mut all.entry(settings.cluster.clone()).or_default().verdicts;
         if known.len() >= MAX_REMEMBERED {
             known.remove(0);
         }
         let until = Instant::now() + validity.time;
-        known.push(Remembered { inputs, until, uses: validity.uses, answer: Rc::clone(answer) });
+        let (context, answer) = (context.to_vec(), Rc::clone(answer));
+        known.push(Remembered { context, inputs, until, uses: validity.uses, answer });
     }
 }
 
@@ -357,18 +430,18 @@ struct Validity {
 /// How long and for what a verdict holds, as mixer says it in the answer's metadata; `None` is not remembered.
 fn validity(metadata: &Struct) -> Option<Validity> {
     let number = |name: &str| match metadata.fields.get(name)?.kind.as_ref()? {
-        Kind::NumberValue(number) => Some(*number),
+        value::Kind::NumberValue(number) => Some(*number),
         _ => None,
     };
     let seconds = number("valid_seconds").filter(|s| s.is_finite() && *s > 0.0)?;
     let uses = number("valid_uses").filter(|uses| *uses >= 2.0)?;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the type's range")]
     let uses = uses.min(f64::from(u32::MAX)) as u32 - 1;
-    let Kind::ListValue(list) = metadata.fields.get("references")?.kind.as_ref()? else { return None };
+    let value::Kind::ListValue(list) = metadata.fields.get("references")?.kind.as_ref()? else { return None };
     let mut references = Vec::new();
     for value in &list.values {
         match value.kind.as_ref()? {
-            Kind::StringValue(name) => references.push(name.clone()),
+            value::Kind::StringValue(name) => references.push(name.clone()),
             _ => return None,
         }
     }

@@ -195,3 +195,23 @@ fn a_verdict_is_remembered_for_its_inputs_its_time_and_its_uses() {
         assert_eq!(asked.borrow().len(), 3, "an input that cannot be compared is asked each time");
     });
 }
+
+#[test]
+fn a_service_that_is_away_is_not_dialled_for_each_request() {
+    block_on(async {
+        let (app, _) = echo("app").await;
+        let mesh = guarded(nobody().await, app, false).await;
+        let view = mesh.worker.view();
+        let authz = mesh.worker.cluster(&view, &"authz".into()).expect("configured");
+        let authz = || authz.common.stats.connect_failures.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(mesh.get("/").await.status, 503);
+        let first = authz();
+        for _ in 0..10 {
+            assert_eq!(mesh.get("/").await.status, 503);
+        }
+        assert_eq!(authz(), first, "known to be away");
+        tokio::time::sleep(Duration::from_millis(101)).await;
+        assert_eq!(mesh.get("/").await.status, 503);
+        assert!(authz() > first, "asked again after a while");
+    });
+}
