@@ -26,7 +26,7 @@ use super::{
     overflow,
 };
 use crate::{
-    codec::{Home, Io, Request, Response, SendError, h1, h2},
+    codec::{Body, Head, Home, Io, Response, SendError, h1, h2},
     worker::{View, Worker},
 };
 
@@ -80,10 +80,10 @@ impl Leased {
     ///
     /// # Errors
     /// Why there is no answer.
-    pub async fn send(self, request: Request) -> Result<Response, SendError> {
+    pub async fn send(self, head: &Head, body: Body) -> Result<Response, SendError> {
         match self.conn {
-            Conn::Http1(conn) => conn.send(request).await,
-            Conn::Http2(conn) => conn.send(request).await,
+            Conn::Http1(conn) => conn.send_parts(head, body).await,
+            Conn::Http2(conn) => conn.send_parts(head, body).await,
         }
     }
 }

@@ -124,15 +124,13 @@ pub struct SendError {
     pub wrote: bool,
     /// Whether any byte of an answer came.
     pub answered: bool,
-    /// The request, if nothing of it was used.
-    pub unsent: Option<Box<Request>>,
     /// What happened, in words.
     pub detail: String,
 }
 
 impl SendError {
     pub(crate) fn new(kind: SendErrorKind, detail: impl Into<String>) -> SendError {
-        SendError { kind, wrote: true, answered: false, unsent: None, detail: detail.into() }
+        SendError { kind, wrote: true, answered: false, detail: detail.into() }
     }
 
     /// Whether the application behind the upstream has surely not seen the request.

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::trace::Span;
 use crate::{
-    balance::InFlight,
+    balance::{ClusterState, InFlight},
     codec::{BodyEnd, BodyWatch, Fields, Head, Known, Scheme, Version},
     listen::Downstream,
     telemetry::{
@@ -122,6 +122,13 @@ impl Exchange {
     /// Says why, unless something said so before.
     pub fn detail(&self, detail: impl Into<Cow<'static, str>>) {
         self.story.borrow_mut().detail = detail.into();
+    }
+
+    /// Takes note of the cluster that is asked.
+    pub fn chosen(&self, state: &ClusterState) {
+        let mut story = self.story.borrow_mut();
+        story.cluster = Some(state.name.clone());
+        story.service.clone_from(&state.service);
     }
 
     fn logs(&self) -> &[AccessLog] {

@@ -5,6 +5,7 @@
 //! never saw it. Not here: picking and pooling (`balance`).
 
 use std::{
+    borrow::Cow,
     rc::Rc,
     sync::atomic::Ordering,
     task::{Context, Poll},
@@ -18,7 +19,7 @@ use mesh_traffic::{
     names::Direction,
     plan,
     retry::{Outcome, RetryOn, RetryPolicy},
-    route::{Action, Forward, HashPolicy},
+    route::{Action, Arm, Forward, HashPolicy, HeaderOps},
 };
 use tokio::time::{Instant, Sleep};
 
@@ -39,7 +40,7 @@ use crate::{
 /// whatever its method. Never passed on.
 const UNREACHED: &str = "x-crema-unreached";
 
-/// Carries out a route.
+/// Carries out a route: an answer of our own, or the cluster's, asked as the route says.
 pub async fn route(
     exchange: &Rc<Exchange>,
     view: &Rc<View>,
@@ -47,19 +48,11 @@ pub async fn route(
     choice: &Choice<'_>,
     mut request: Request,
 ) -> Response {
-    if choice.host.require_tls && !exchange.conn.tls {
-        let mut reply = Reply::new(301, ResponseFlags::NONE, "https_redirect", "");
-        let host = request.head.authority();
-        let host = host.strip_suffix(":80").unwrap_or(host);
-        reply.location = Some(format!("https://{host}{}", request.head.path()));
+    if let Some(reply) = to_tls(exchange, choice, &request.head) {
         return local(exchange, reply);
     }
     let Action::Forward(forward) = &choice.route.action else {
-        let reply = plan::own_answer(choice.route, &request.head).unwrap_or_else(Reply::no_route);
-        let mut response = local(exchange, reply);
-        let ops = [&choice.route.headers, &choice.host.headers, &configuration.headers];
-        ops.iter().for_each(|ops| headers::apply(&mut response.head, &ops.response));
-        return response;
+        return own_answer(exchange, configuration, choice, &request.head);
     };
     let worker = &exchange.conn.worker;
     let (name, arm) = plan::target(forward, worker.random());
@@ -68,103 +61,143 @@ pub async fn route(
         let status = if forward.cluster_not_found == 0 { 503 } else { forward.cluster_not_found };
         return local(exchange, Reply::no_cluster(status));
     };
-    {
-        let mut story = exchange.story.borrow_mut();
-        story.cluster = Some(state.name.clone());
-        story.service.clone_from(&state.service);
-    }
+    exchange.chosen(&state);
+    let words = Words { configuration, choice, forward, arm };
     let timeout = overrides(exchange, &mut request.head).or_else(|| plan::timeout(forward, &request.head));
     let policy = policy(exchange, forward, &mut request.head);
     let hash = hash_of(exchange, forward, &request.head);
     let asked = forward.cors.as_ref().map(|_| request.head.clone());
-
-    // What is sent upstream: the most specific level first, so that the route beats the destination (Istio).
-    let head = &mut request.head;
-    let levels = [
-        arm.map(|arm| &arm.headers),
-        Some(&choice.route.headers),
-        Some(&choice.host.headers),
-        Some(&configuration.headers),
-    ];
-    if let Some(host) = arm.and_then(|arm| arm.host_rewrite.as_ref()).or(forward.host_rewrite.as_ref()) {
-        let original = head.authority().to_owned();
-        head.set("x-envoy-original-host", original);
-        head.set_authority(host);
-    }
-    for level in levels.into_iter().flatten() {
-        headers::apply(head, &level.request);
-    }
-    if let Some(path) = plan::rewritten_path(forward, &choice.route.matcher, head.path()) {
-        let original = head.path().to_owned();
-        head.set("x-envoy-original-path", original);
-        head.set_path(&path);
-    }
-    if let Some(timeout) = timeout {
-        head.set(Known::XEnvoyExpectedRqTimeoutMs, itoa::Buffer::new().format(timeout.as_millis()));
-    }
-    if exchange.manager.direction == Direction::Inbound {
-        head.remove(Known::XEnvoyDecoratorOperation);
-    } else if let Some(operation) =
-        choice.route.operation.as_ref().filter(|_| exchange.manager.tracing.is_some())
-    {
-        head.set(Known::XEnvoyDecoratorOperation, &**operation);
-    }
-    let upgrade = head.upgrade().map(<[u8]>::to_vec);
-    if let Some(wanted) = &upgrade
-        && !exchange.manager.upgrades.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(wanted))
-    {
-        head.clear_upgrade();
+    words.rewrite(exchange, timeout, &mut request.head);
+    if !forward.mirrors.is_empty() {
+        request = Box::pin(mirror::send(exchange, view, forward, request)).await;
     }
 
-    let request = match forward.mirrors.is_empty() {
-        true => request,
-        false => Box::pin(mirror::send(exchange, view, forward, request)).await,
-    };
     let started = Instant::now();
     let deadline = timeout.map(|timeout| started + timeout);
     let attempt_count = choice.host.include_attempt_count;
     let mut tries = Tries { exchange, view, state: &state, policy: &policy, hash, deadline, attempt_count };
-    let answer = tries.run(request).await;
-    let mut response = match answer {
+    match tries.run(request).await {
         Ok(response) => {
+            let mut response = limit(exchange, response, deadline);
+            words.answered(exchange, started, asked.as_ref(), &mut response.head);
+            response
+        }
+        Err(failure) => failed(exchange, &state, &failure),
+    }
+}
+
+/// The way to TLS, where the virtual host asks for it.
+fn to_tls(exchange: &Exchange, choice: &Choice<'_>, head: &Head) -> Option<Reply> {
+    if !choice.host.require_tls || exchange.conn.tls {
+        return None;
+    }
+    let mut reply = Reply::new(301, ResponseFlags::NONE, "https_redirect", "");
+    let host = head.authority();
+    let host = host.strip_suffix(":80").unwrap_or(host);
+    reply.location = Some(format!("https://{host}{}", head.path()));
+    Some(reply)
+}
+
+/// The answer of a route that asks nobody: a redirect or a fixed answer.
+fn own_answer(
+    exchange: &Exchange,
+    configuration: &RouteConfiguration,
+    choice: &Choice<'_>,
+    head: &Head,
+) -> Response {
+    let reply = plan::own_answer(choice.route, head).unwrap_or_else(Reply::no_route);
+    let mut response = local(exchange, reply);
+    let ops = [&choice.route.headers, &choice.host.headers, &configuration.headers];
+    ops.iter().for_each(|ops| headers::apply(&mut response.head, &ops.response));
+    response
+}
+
+/// Everything that has a say in what is sent, and in what is answered.
+struct Words<'a> {
+    configuration: &'a RouteConfiguration,
+    choice: &'a Choice<'a>,
+    forward: &'a Forward,
+    /// The weighted target that was drawn.
+    arm: Option<&'a Arm>,
+}
+
+impl Words<'_> {
+    /// The most specific level first, so that the route beats the destination (Istio).
+    fn levels(&self) -> impl Iterator<Item = &HeaderOps> {
+        let route = [&self.choice.route.headers, &self.choice.host.headers, &self.configuration.headers];
+        self.arm.map(|arm| &arm.headers).into_iter().chain(route)
+    }
+
+    /// Makes of the request what is sent upstream.
+    fn rewrite(&self, exchange: &Exchange, timeout: Option<Duration>, head: &mut Head) {
+        let host = self.arm.and_then(|arm| arm.host_rewrite.as_ref());
+        if let Some(host) = host.or(self.forward.host_rewrite.as_ref()) {
+            let original = head.authority().to_owned();
+            head.set("x-envoy-original-host", original);
+            head.set_authority(host);
+        }
+        self.levels().for_each(|level| headers::apply(head, &level.request));
+        let route = self.choice.route;
+        if let Some(path) = plan::rewritten_path(self.forward, &route.matcher, head.path()) {
+            let original = head.path().to_owned();
+            head.set("x-envoy-original-path", original);
+            head.set_path(&path);
+        }
+        if let Some(timeout) = timeout {
+            head.set(Known::XEnvoyExpectedRqTimeoutMs, itoa::Buffer::new().format(timeout.as_millis()));
+        }
+        let manager = &exchange.manager;
+        if manager.direction == Direction::Inbound {
+            head.remove(Known::XEnvoyDecoratorOperation);
+        } else if let Some(operation) = route.operation.as_ref().filter(|_| manager.tracing.is_some()) {
+            head.set(Known::XEnvoyDecoratorOperation, &**operation);
+        }
+        let takes =
+            |wanted: &[u8]| manager.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(wanted));
+        if head.upgrade().is_some_and(|wanted| !takes(wanted)) {
+            head.clear_upgrade();
+        }
+    }
+
+    /// Makes of the upstream's answer what is given to the client.
+    fn answered(&self, exchange: &Exchange, started: Instant, asked: Option<&Head>, head: &mut Head) {
+        {
             let mut story = exchange.story.borrow_mut();
             if story.detail.is_empty() {
                 story.detail = "via_upstream".into();
             }
-            drop(story);
-            limit(exchange, response, deadline)
         }
-        Err(failure) => {
-            if failure.kind == Kind::Timeout {
-                state.common.stats.timeouts.fetch_add(1, Ordering::Relaxed);
-            }
-            let mut story = exchange.story.borrow_mut();
-            if matches!(failure.kind, Kind::Connect | Kind::ConnectTimeout) {
-                story.transport_failure.clone_from(&failure.why);
-            }
-            drop(story);
-            tracing::debug!(cluster = %state.cluster().name, kind = ?failure.kind, why = %failure.why, "no answer");
-            let retried = exchange.story.borrow().attempts > 1;
-            let reply = if retried { failure.reply_after_retries() } else { failure.reply() };
-            let mut response = local(exchange, reply);
-            let inbound = exchange.manager.direction == Direction::Inbound;
-            let unseen = matches!(
-                failure.outcome(),
-                Some(Outcome::ConnectFailure | Outcome::Refused | Outcome::Reset { before_request: true })
-            );
-            if inbound && exchange.conn.peer.is_some() && unseen {
-                response.head.set(UNREACHED, "true");
-            }
-            return response;
+        let millis = started.elapsed().as_millis();
+        head.set("x-envoy-upstream-service-time", itoa::Buffer::new().format(millis));
+        self.levels().for_each(|level| headers::apply(head, &level.response));
+        if let (Some(cors), Some(asked)) = (&self.forward.cors, asked) {
+            cors::grant(cors, asked, head);
         }
-    };
-    let millis = started.elapsed().as_millis();
-    response.head.set("x-envoy-upstream-service-time", itoa::Buffer::new().format(millis));
-    for level in levels.into_iter().flatten() {
-        headers::apply(&mut response.head, &level.response);
     }
-    if let (Some(cors), Some(asked)) = (&forward.cors, &asked) {
-        cors::grant(cors, asked, &mut response.head);
+}
+
+/// What is answered when the last try has failed.
+fn failed(exchange: &Exchange, state: &ClusterState, failure: &Failure) -> Response {
+    if failure.kind == Kind::Timeout {
+        state.common.stats.timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+    let retried = {
+        let mut story = exchange.story.borrow_mut();
+        if matches!(failure.kind, Kind::Connect | Kind::ConnectTimeout) {
+            story.transport_failure.clone_from(&failure.why);
+        }
+        story.attempts > 1
+    };
+    tracing::debug!(cluster = %state.cluster().name, kind = ?failure.kind, why = %failure.why, "no answer");
+    let reply = if retried { failure.reply_after_retries() } else { failure.reply() };
+    let mut response = local(exchange, reply);
+    let inbound = exchange.manager.direction == Direction::Inbound;
+    let unseen = matches!(
+        failure.outcome(),
+        Some(Outcome::ConnectFailure | Outcome::Refused | Outcome::Reset { before_request: true })
+    );
+    if inbound && exchange.conn.peer.is_some() && unseen {
+        response.head.set(UNREACHED, "true");
     }
     response
 }
@@ -176,21 +209,36 @@ fn overrides(exchange: &Exchange, head: &mut Head) -> Option<Duration> {
     asked.filter(|ms| *ms > 0 && !exchange.manager.use_remote_address).map(Duration::from_millis)
 }
 
-fn policy(exchange: &Exchange, forward: &Forward, head: &mut Head) -> RetryPolicy {
-    let mut policy = forward.retry.clone().unwrap_or(RetryPolicy { attempts: 0, ..RetryPolicy::default() });
+/// Never tries again; what an application may add to.
+static ONCE: RetryPolicy = RetryPolicy {
+    on: RetryOn::NONE,
+    codes: Vec::new(),
+    attempts: 0,
+    per_try: None,
+    base_backoff: Duration::from_millis(25),
+    max_backoff: Duration::from_millis(250),
+    avoid_previous: false,
+    max_picks: 1,
+};
+
+/// The route's policy, with what the application asks for in its headers, if it may.
+fn policy<'a>(exchange: &Exchange, forward: &'a Forward, head: &mut Head) -> Cow<'a, RetryPolicy> {
+    let mut policy = Cow::Borrowed(forward.retry.as_ref().unwrap_or(&ONCE));
     let asked = head.get_str("x-envoy-retry-on").and_then(|on| RetryOn::parse(on).ok());
     let most = head.get_str("x-envoy-max-retries").and_then(|n| n.parse::<u32>().ok());
     head.remove("x-envoy-retry-on");
     head.remove("x-envoy-max-retries");
-    if !exchange.manager.use_remote_address {
-        if let Some((on, codes)) = asked {
-            policy.on = policy.on.with(on);
-            policy.codes.extend(codes);
-            policy.attempts = policy.attempts.max(1);
-        }
-        if let Some(most) = most {
-            policy.attempts = most.min(25);
-        }
+    if exchange.manager.use_remote_address {
+        return policy;
+    }
+    if let Some((on, codes)) = asked {
+        let policy = policy.to_mut();
+        policy.on = policy.on.with(on);
+        policy.codes.extend(codes);
+        policy.attempts = policy.attempts.max(1);
+    }
+    if let Some(most) = most {
+        policy.to_mut().attempts = most.min(25);
     }
     policy
 }
@@ -360,7 +408,7 @@ impl Tries<'_> {
             }
             self.state.common.stats.requests.fetch_add(1, Ordering::Relaxed);
             let reused = leased.reused;
-            let error = match leased.send(Request { head: head.clone(), body: replay.body() }).await {
+            let error = match leased.send(head, replay.body()).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };

@@ -16,6 +16,7 @@ use super::encode::{Pump, request_head};
 use super::parse::{Framing, HeadParser, Parsed, Side};
 use super::wire::{H1Body, Role, Wire};
 use crate::codec::body::Body;
+use crate::codec::head::Head;
 use crate::codec::limits::Limits;
 use crate::codec::message::{Home, Io, Request, Response, SendError, SendErrorKind};
 use crate::codec::tunnel::Upgraded;
@@ -64,12 +65,16 @@ impl ClientConn {
 
     /// Sends a request and gives the response when its head has come; both bodies go on streaming.
     /// The rest of the request is moved by polling the response's body. Dropping this future, or the body before its end, closes the connection.
-    pub async fn send(mut self, request: Request) -> Result<Response, SendError> {
+    pub async fn send(self, request: Request) -> Result<Response, SendError> {
+        self.send_parts(&request.head, request.body).await
+    }
+
+    /// [`Self::send`] with a head that the caller keeps, to send it again.
+    pub async fn send_parts(mut self, head: &Head, body: Body) -> Result<Response, SendError> {
         let alive = self.is_open();
         let Some(wire) = self.wire.take().filter(|_| alive) else {
             return Err(SendError {
                 wrote: false,
-                unsent: Some(Box::new(request)),
                 ..SendError::new(SendErrorKind::Closed, "connection is closed")
             });
         };
@@ -77,12 +82,10 @@ impl ClientConn {
         wire.answered.set(false);
         wire.reusable.set(true);
         let mut closer = CloseUnlessDone(Some(&wire));
-        let Request { head, body } = request;
         let upgrading = head.upgrade().is_some();
         let connect = *head.method() == Method::CONNECT;
         let to_head = *head.method() == Method::HEAD;
-        let framing = request_head(wire.out.borrow_mut().small(), &head, &body);
-        drop(head);
+        let framing = request_head(wire.out.borrow_mut().small(), head, &body);
         *wire.upload.borrow_mut() = Some(Pump::new(body, framing));
 
         let mut parser = HeadParser::new(Side::Response { head: to_head, connect });

@@ -17,6 +17,7 @@ use super::body::{H2Body, Pump, PumpError};
 use super::convert;
 use super::guard::{Guard, Watch, due};
 use crate::codec::body::Body;
+use crate::codec::head::Head;
 use crate::codec::limits::Limits;
 use crate::codec::message::{Io, Request, Response, SendError, SendErrorKind};
 use crate::codec::timer::Deadline;
@@ -98,36 +99,37 @@ impl ClientConn {
     /// Sends a request and gives the response when its head has come; both bodies go on streaming.
     /// The rest of the request is moved by polling the response's body. Dropping this future, or the body before its end, resets the stream.
     pub async fn send(&self, request: Request) -> Result<Response, SendError> {
-        let unsent = |request: Request, kind, detail: String| SendError {
-            wrote: false,
-            unsent: Some(Box::new(request)),
-            ..SendError::new(kind, detail)
-        };
+        self.send_parts(&request.head, request.body).await
+    }
+
+    /// [`Self::send`] with a head that the caller keeps, to send it again.
+    pub async fn send_parts(&self, head: &Head, body: Body) -> Result<Response, SendError> {
+        let unsent = |kind, detail: String| SendError { wrote: false, ..SendError::new(kind, detail) };
         if self.state.closed.get() {
-            return Err(unsent(request, SendErrorKind::Closed, "connection is closed".to_owned()));
+            return Err(unsent(SendErrorKind::Closed, "connection is closed".to_owned()));
         }
-        if request.head.upgrade().is_some() {
+        if head.upgrade().is_some() {
             let detail = "an upgrade needs an http/1.1 upstream".to_owned();
-            return Err(unsent(request, SendErrorKind::Protocol, detail));
+            return Err(unsent(SendErrorKind::Protocol, detail));
         }
         if !self.has_room() {
             let detail = "upstream connection has no room for another stream".to_owned();
-            return Err(unsent(request, SendErrorKind::TooManyStreams, detail));
+            return Err(unsent(SendErrorKind::TooManyStreams, detail));
         }
         let slot = Slot::take(&self.state);
-        let length = request.body.exact_len();
-        let message = match convert::to_request(&request.head, length) {
+        let length = body.exact_len();
+        let message = match convert::to_request(head, length) {
             Ok(message) => message,
             Err(error) => {
                 let detail = format!("request cannot be sent over http/2: {error}");
-                return Err(unsent(request, SendErrorKind::Protocol, detail));
+                return Err(unsent(SendErrorKind::Protocol, detail));
             }
         };
         let mut send = match self.send.clone().ready().await {
             Ok(send) => send,
             Err(error) => {
                 let detail = format!("upstream connection is going away: {error}");
-                return Err(unsent(request, SendErrorKind::Closed, detail));
+                return Err(unsent(SendErrorKind::Closed, detail));
             }
         };
         let end = length == Some(0);
@@ -135,11 +137,10 @@ impl ClientConn {
             Ok(sent) => sent,
             Err(error) => {
                 let detail = format!("upstream connection takes no request: {error}");
-                return Err(unsent(request, SendErrorKind::Closed, detail));
+                return Err(unsent(SendErrorKind::Closed, detail));
             }
         };
-        let mut upload = (!end).then(|| Pump::new(request.body, stream, None));
-        drop(request.head);
+        let mut upload = (!end).then(|| Pump::new(body, stream, None));
         let received = poll_fn(|cx| {
             if let Some(pump) = &mut upload
                 && let Poll::Ready(result) = pump.poll(cx)
