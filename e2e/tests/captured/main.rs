@@ -6,9 +6,12 @@
 
 mod world;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -330,7 +333,8 @@ fn replaced(world: &World) -> anyhow::Result<()> {
     let start = |at: usize| -> anyhow::Result<_> {
         let running = world.pod(&world.pair[at], names[at], PAIR[at])?;
         world.pair[at].proxy(&["wait"])?;
-        Ok((running, world.pair[at].http(8080, names[at])?))
+        // Slow enough that each dies with requests in its hands.
+        Ok((running, world.pair[at].slow(8080, names[at], Duration::from_millis(20))?))
     };
     let mut pods: [Option<(_, App)>; 2] = [Some(start(0)?), Some(start(1)?)];
     world.write("pair.yaml", &pair([true, true]))?;

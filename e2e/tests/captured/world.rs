@@ -73,8 +73,13 @@ impl Place {
         running.join().map_err(|_| anyhow::anyhow!("a panic in {}", self.0))?
     }
 
-    /// An HTTP application that says who it is, who asks, and what it was told. Dropped, it dies as a process would.
+    /// An HTTP application that says who it is, who asks, and what it was told.
     pub fn http(&self, port: u16, name: &'static str) -> anyhow::Result<App> {
+        self.slow(port, name, Duration::ZERO)
+    }
+
+    /// The same, after some thought. Dropped, it dies as a process would, in the middle of whatever it does.
+    pub fn slow(&self, port: u16, name: &'static str, thought: Duration) -> anyhow::Result<App> {
         let listener = self.inside(move || TcpListener::bind(("0.0.0.0", port)))??;
         let app = App { listener: listener.try_clone()?, open: Arc::default() };
         let open = Arc::clone(&app.open);
@@ -82,7 +87,7 @@ impl Place {
             while let Ok((stream, _)) = listener.accept() {
                 let Ok(copy) = stream.try_clone() else { return };
                 open.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
-                thread::spawn(move || converse(stream, name));
+                thread::spawn(move || converse(stream, name, thought));
             }
         });
         Ok(app)
@@ -226,7 +231,7 @@ impl Drop for Place {
 }
 
 /// Answers requests of one connection with the application's name, the caller's address and the request's headers.
-fn converse(stream: TcpStream, name: &str) -> Option<()> {
+fn converse(stream: TcpStream, name: &str, thought: Duration) -> Option<()> {
     let from = stream.peer_addr().ok()?.ip();
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut stream = stream;
@@ -237,6 +242,11 @@ fn converse(stream: TcpStream, name: &str) -> Option<()> {
                 return None;
             }
         }
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a server that takes its time, in a process of real ones"
+        )]
+        thread::sleep(thought);
         let body = format!("{name} heard from {from}:\n{}", head.replace('\r', ""));
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).ok()?;

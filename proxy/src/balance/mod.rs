@@ -33,6 +33,9 @@ use pool::Pool;
 
 use crate::telemetry::stats::ClusterStats;
 
+/// More requests than an endpoint ever has in flight.
+const FULL: u32 = u32::MAX / 2;
+
 /// Draws for an endpoint that a request has not tried, where it is to avoid those that it has: practically always finds one if there is one.
 const ENOUGH: u32 = 48;
 
@@ -176,7 +179,7 @@ impl ClusterState {
         picks: u32,
     ) -> Result<Rc<Host>, Failure> {
         let watched = self.common.detector.is_on();
-        let load = Loads { hosts: &self.hosts, now: self.common.now(), watched };
+        let load = Loads { hosts: &self.hosts, now: self.common.now(), watched, avoid };
         let mut draw = || {
             let turn = self.turn.get();
             self.turn.set(turn.wrapping_add(1));
@@ -188,7 +191,6 @@ impl ClusterState {
             Failure::new(Kind::NoHealthyUpstream, why)
         };
         let mut host = draw().ok_or_else(none)?;
-        // One that fails fast is the least loaded, and would be drawn again and again.
         let picks = if picks > 1 { picks.max(ENOUGH) } else { picks };
         for _ in 1..picks {
             if !avoid.iter().any(|tried| Rc::ptr_eq(tried, host)) {
@@ -237,11 +239,17 @@ struct Loads<'a> {
     now: u64,
     /// Endpoints are ejected in this cluster, so that a pick has to look.
     watched: bool,
+    /// Endpoints that count as fully loaded: one that fails fast is the least loaded, and would be drawn again and again.
+    avoid: &'a [Rc<Host>],
 }
 
 impl Load for Loads<'_> {
     fn active(&self, index: usize) -> u32 {
-        self.hosts[index].active.get()
+        let host = &self.hosts[index];
+        match self.avoid.iter().any(|tried| Rc::ptr_eq(tried, host)) {
+            true => FULL,
+            false => host.active.get(),
+        }
     }
 
     fn ejected(&self, index: usize) -> bool {

@@ -36,8 +36,8 @@ use crate::{
     worker::View,
 };
 
-/// Says, on a sidecar's own answer to another of the mesh, that its application has not seen the request, so that it may be sent elsewhere
-/// whatever its method. Never passed on.
+/// Says, on a sidecar's own answer to another of the mesh, that the request may be sent elsewhere: its application has not seen it, or it
+/// only asks for something, and the application broke off without a word of an answer. Never passed on.
 const UNREACHED: &str = "x-crema-unreached";
 
 /// Carries out a route: an answer of our own, or the cluster's, asked as the route says.
@@ -176,6 +176,15 @@ impl Words<'_> {
     }
 }
 
+/// Whether the request changes nothing by its method.
+fn is_safe(exchange: &Exchange) -> bool {
+    let story = exchange.story.borrow();
+    story
+        .request
+        .as_ref()
+        .is_some_and(|head| matches!(*head.method(), Method::GET | Method::HEAD | Method::OPTIONS))
+}
+
 /// What is answered when the last try has failed.
 fn failed(exchange: &Exchange, state: &ClusterState, failure: &Failure) -> Response {
     if failure.kind == Kind::Timeout {
@@ -192,11 +201,12 @@ fn failed(exchange: &Exchange, state: &ClusterState, failure: &Failure) -> Respo
     let reply = if retried { failure.reply_after_retries() } else { failure.reply() };
     let mut response = local(exchange, reply);
     let inbound = exchange.manager.direction == Direction::Inbound;
-    let unseen = matches!(
-        failure.outcome(),
-        Some(Outcome::ConnectFailure | Outcome::Refused | Outcome::Reset { before_request: true })
-    );
-    if inbound && exchange.conn.peer.is_some() && unseen {
+    let harmless = match failure.outcome() {
+        Some(Outcome::ConnectFailure | Outcome::Refused) => true,
+        Some(Outcome::Reset { before_request }) => before_request || is_safe(exchange),
+        _ => false,
+    };
+    if inbound && exchange.conn.peer.is_some() && harmless {
         response.head.set(UNREACHED, "true");
     }
     response

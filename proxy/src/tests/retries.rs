@@ -99,6 +99,26 @@ fn a_sidecar_that_did_not_reach_its_application_is_tried_elsewhere_and_its_word_
 }
 
 #[test]
+fn a_retry_leaves_an_endpoint_that_fails_fast_though_it_is_the_least_loaded() {
+    block_on(async {
+        let (dead, _) = upstream(|_, _| async {
+            let mut response = Response::new(StatusCode::SERVICE_UNAVAILABLE);
+            response.head.set("x-crema-unreached", "true");
+            response
+        })
+        .await;
+        let (slow, _) = upstream(|_, _| async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Response::new(StatusCode::OK)
+        })
+        .await;
+        let mesh = retrying(RetryPolicy::istio_default(), &[dead, slow]).await;
+        let answers = futures::future::join_all((0..40).map(|_| mesh.get("/"))).await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+    });
+}
+
+#[test]
 fn a_body_too_large_to_keep_is_sent_once_and_counted() {
     block_on(async {
         let (up, seen) = upstream(|_, request| async move {
