@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use world::{App, PAIR, Place, SHOP, World, terminate, until};
+use world::{App, PAIR, Place, SHOP, World, six, terminate, until};
 
 /// A service, the same pods without an address of their own, and the pods themselves.
 const OBJECTS: &str = r#"
@@ -62,6 +62,18 @@ spec:
   clusterIP: None
   selector: {app: shop}
   ports: [{name: http, port: 8080, targetPort: 8080}, {name: tcp-gossip, port: 7100, targetPort: 7100}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: six, namespace: default}
+spec: {clusterIP: "fd96::10", ipFamilies: [IPv6], selector: {app: shop}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+addressType: IPv6
+metadata: {name: six-1, namespace: default, labels: {kubernetes.io/service-name: six}}
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints: [{addresses: ["fd79::3"], conditions: {ready: true}, targetRef: {kind: Pod, name: shop, namespace: default}}]
 ---
 apiVersion: v1
 kind: Service
@@ -141,7 +153,7 @@ fn pair(ready: [bool; 2]) -> String {
 
 type Story = fn(&World) -> anyhow::Result<()>;
 
-const STORIES: [(&str, Story); 10] = [
+const STORIES: [(&str, Story); 11] = [
     ("a call to a service's address is mutual tls", to_a_service),
     ("a call to a pod of a headless service is mutual tls", to_a_headless_service),
     ("servers that speak first are heard, on declared and on undeclared ports", server_first),
@@ -149,6 +161,7 @@ const STORIES: [(&str, Story); 10] = [
     ("a pod that calls its own service reaches itself", itself),
     ("strict mutual tls resets plaintext, and the kubelet's probes still answer", strict),
     ("unknown destinations pass through, or are refused by registry only", unknown),
+    ("ipv6 is captured like ipv4, both ways", ipv6),
     ("a gateway serves at its service's port, and on while it drains", gateway),
     ("an application that connects in its first line is served, every time", first_line),
     ("pods that are replaced one after the other lose no request", replaced),
@@ -288,6 +301,16 @@ fn unknown(world: &World) -> anyhow::Result<()> {
     world.write("objects.yaml", OBJECTS)?;
     until(|| world.web.get(there, "elsewhere.example").is_ok_and(|(status, _)| status == 200))?;
     until(|| world.web.get(http, "elsewhere.example").is_ok_and(|(status, _)| status == 200))
+}
+
+fn ipv6(world: &World) -> anyhow::Result<()> {
+    let shop = format!("[{}]:8080", six(SHOP));
+    expect(&world.web, "[fd96::10]:80", "six", &["shop heard from ::6", AS_WEB], &[])?;
+    expect(&world.plain, &shop, "shop", &["shop heard from ::6"], &["spiffe://"])?;
+    expect(&world.web, "[2001:db8::80]:8123", "elsewhere.example", &["world heard from fd79::2"], &[])?;
+    expect(&world.shop, &shop, "shop", &["shop heard from fd79::3"], &["spiffe://"])?;
+    let probed = format!("[{}]:15021", six(SHOP));
+    expect(&world.hub, &probed, "kubelet/app-health/app/livez", &["shop heard from 127.0.0.6"], &[])
 }
 
 /// From a plain client to the shop over the edge, under STRICT; then the gateway drains and ends.

@@ -39,6 +39,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the mesh may take to get ready, or a change to come into force.
 const SETTLE: Duration = Duration::from_secs(60);
 
+/// The IPv6 address of whoever has this IPv4 address: its last number in another network.
+#[must_use]
+pub fn six(four: &str) -> String {
+    format!("fd79::{}", four.rsplit('.').next().unwrap_or(four))
+}
+
 /// A network namespace, removed when dropped.
 #[derive(Debug)]
 pub struct Place(String);
@@ -80,7 +86,7 @@ impl Place {
 
     /// The same, after some thought. Dropped, it dies as a process would, in the middle of whatever it does.
     pub fn slow(&self, port: u16, name: &'static str, thought: Duration) -> anyhow::Result<App> {
-        let listener = self.inside(move || TcpListener::bind(("0.0.0.0", port)))??;
+        let listener = self.inside(move || TcpListener::bind(("::", port)))??;
         let app = App { listener: listener.try_clone()?, open: Arc::default() };
         let open = Arc::clone(&app.open);
         thread::spawn(move || {
@@ -128,7 +134,7 @@ impl Place {
 
     /// A server that speaks first, and then repeats what it hears.
     pub fn greeter(&self, port: u16, greeting: &'static str) -> anyhow::Result<()> {
-        let listener = self.inside(move || TcpListener::bind(("0.0.0.0", port)))??;
+        let listener = self.inside(move || TcpListener::bind(("::", port)))??;
         thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 thread::spawn(move || {
@@ -232,7 +238,7 @@ impl Drop for Place {
 
 /// Answers requests of one connection with the application's name, the caller's address and the request's headers.
 fn converse(stream: TcpStream, name: &str, thought: Duration) -> Option<()> {
-    let from = stream.peer_addr().ok()?.ip();
+    let from = stream.peer_addr().ok()?.ip().to_canonical();
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut stream = stream;
     loop {
@@ -299,8 +305,10 @@ impl World {
         for words in [
             "link add br0 type bridge",
             &format!("addr add {HUB}/24 dev br0"),
-            // Stands for the rest of the world.
+            &format!("addr add {}/64 dev br0 nodad", six(HUB)),
+            // Stand for the rest of the world.
             "addr add 192.0.2.80/32 dev br0",
+            "addr add 2001:db8::80/128 dev br0 nodad",
             "link set br0 up",
         ] {
             hub.ip(words)?;
@@ -319,8 +327,10 @@ impl World {
             hub.ip(&format!("link add {name} type veth peer name eth0 netns {}", place.0))?;
             hub.ip(&format!("link set {name} master br0 up"))?;
             place.ip(&format!("addr add {address}/24 dev eth0"))?;
+            place.ip(&format!("addr add {}/64 dev eth0 nodad", six(address)))?;
             place.ip("link set eth0 up")?;
             place.ip(&format!("route add default via {HUB}"))?;
+            place.ip(&format!("-6 route add default via {}", six(HUB)))?;
             anyhow::Ok(place)
         });
         let [web, shop, left, right, edge, plain] = places;
