@@ -6,6 +6,7 @@
 
 pub mod framing;
 pub mod h2spec;
+pub mod hostile;
 pub mod measure;
 pub mod recorder;
 pub mod report;

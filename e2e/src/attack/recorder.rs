@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use super::hostile;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -114,7 +115,7 @@ async fn connection(mut stream: TcpStream, record: Arc<Mutex<Record>>) {
     }
 }
 
-/// `/size/N` answers with N bytes, `/hold` never, everything else with the target itself.
+/// `/size/N` answers with N bytes, `/answer/N` as the N-th hostile application, `/hold` never, everything else with the target itself.
 async fn answer(stream: &mut TcpStream, target: &str, head_only: bool) -> std::io::Result<()> {
     let words: Vec<&str> = target.split(['/', '?']).skip(1).collect();
     if words.first() == Some(&"hold") {
@@ -122,6 +123,12 @@ async fn answer(stream: &mut TcpStream, target: &str, head_only: bool) -> std::i
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}
         return Err(std::io::ErrorKind::ConnectionAborted.into());
+    }
+    if let ["answer", number, ..] = words[..] {
+        let case = number.parse().ok().and_then(|number: usize| hostile::cases().get(number));
+        let case = case.ok_or(std::io::ErrorKind::NotFound)?;
+        stream.write_all(&case.bytes).await?;
+        return if case.closes { Err(std::io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
     }
     let size = match words[..] {
         ["size", size, ..] => size.parse::<usize>().unwrap_or(0),

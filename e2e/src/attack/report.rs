@@ -6,7 +6,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    framing, h2spec,
+    framing, h2spec, hostile,
     measure::{self, Row},
     rows,
     world::World,
@@ -42,6 +42,9 @@ pub async fn play(args: AttackArgs) -> anyhow::Result<bool> {
     let wanted = |text: &str| args.only.as_ref().is_none_or(|only| text.contains(only.as_str()));
     if wanted("framing") {
         good &= smuggling(&world).await?;
+    }
+    if wanted("hostile") {
+        good &= answers(&world).await?;
     }
     if wanted("h2spec") && !args.quick {
         conformance(&world).await?;
@@ -108,6 +111,23 @@ async fn smuggling(world: &World) -> anyhow::Result<bool> {
             println!("| {} | {listener} | {} | {right} | {misread} |", target.name, cases.len());
             good &= target.name != world.crema.name || (right == cases.len() && misread == 0);
         }
+    }
+    Ok(good)
+}
+
+/// Hostile applications: how many of their answers each proxy passes on otherwise than the case allows.
+async fn answers(world: &World) -> anyhow::Result<bool> {
+    println!("\n| proxy | hostile answers | as the case allows | mixed up |\n|---|---|---|---|");
+    let mut good = true;
+    for target in world.targets() {
+        let verdicts = hostile::play(target.sidecar).await?;
+        let right = verdicts.iter().filter(|verdict| verdict.good).count();
+        let mixed = verdicts.iter().filter(|verdict| verdict.mixed).count();
+        println!("| {} | {} | {right} | {mixed} |", target.name, verdicts.len());
+        for verdict in verdicts.iter().filter(|verdict| !verdict.good) {
+            eprintln!("{}: {}: {}", target.name, verdict.case, verdict.text);
+        }
+        good &= target.name != world.crema.name || right == verdicts.len();
     }
     Ok(good)
 }

@@ -117,11 +117,8 @@ impl HeadParser {
     /// Looks at what has come in. `buffer` holds everything since the end of the last message, and must only grow between calls.
     /// A complete head is split off it. After a refusal neither parser nor buffer is of use.
     pub fn parse(&mut self, buffer: &mut BytesMut, limits: &Limits) -> Result<Option<Parsed>, Refusal> {
-        if let (Side::Request(_), None, Some(first)) = (self.side, &self.draft.start, buffer.first())
-            && !is_token(*first)
-            && *first != b'\r'
-        {
-            return Err(Refusal::bad("not an http request"));
+        if self.draft.start.is_none() {
+            not_another_protocol(self.side, buffer)?;
         }
         loop {
             let draft = &mut self.draft;
@@ -181,6 +178,19 @@ impl HeadParser {
                 take_field(draft, self.side, &field, buffer)?;
             }
         }
+    }
+}
+
+/// Refuses what can be seen not to be HTTP/1 before its first line is whole: it may never have one.
+fn not_another_protocol(side: Side, begin: &[u8]) -> Result<(), Refusal> {
+    const VERSION: &[u8] = b"HTTP/";
+    let Some(first) = begin.first() else { return Ok(()) };
+    match side {
+        Side::Request(_) if !is_token(*first) && *first != b'\r' => Err(Refusal::bad("not an http request")),
+        Side::Response { .. } if !begin.iter().zip(VERSION).all(|(is, should)| is == should) => {
+            Err(Refusal::bad("not an http response"))
+        }
+        _ => Ok(()),
     }
 }
 
