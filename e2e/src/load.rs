@@ -58,6 +58,8 @@ pub struct Report {
     pub failed: BTreeMap<String, u64>,
     /// Latency in microseconds, from the moment a request was due.
     pub latency: Histogram<u64>,
+    /// The same of the answers with the expected status alone.
+    pub served: Histogram<u64>,
 }
 
 impl Report {
@@ -110,6 +112,7 @@ pub async fn run(load: Load) -> anyhow::Result<Report> {
         good: 0,
         failed: BTreeMap::new(),
         latency: Histogram::new_with_bounds(1, 60_000_000, 3)?,
+        served: Histogram::new_with_bounds(1, 60_000_000, 3)?,
     };
     let total = u64::from(load.rate) * load.lasting.as_secs();
     let gap = Duration::from_secs(1) / load.rate.max(1);
@@ -145,7 +148,10 @@ async fn one(shared: Arc<Shared>, number: u64, due: Instant) {
     report.sent += 1;
     report.latency.saturating_record(micros);
     match outcome {
-        Ok(status) if status == shared.load.expect => report.good += 1,
+        Ok(status) if status == shared.load.expect => {
+            report.good += 1;
+            report.served.saturating_record(micros);
+        }
         Ok(status) => *report.failed.entry(format!("status {status}")).or_default() += 1,
         Err(why) => *report.failed.entry(why).or_default() += 1,
     }

@@ -8,6 +8,7 @@ pub mod framing;
 pub mod h2spec;
 pub mod hostile;
 pub mod measure;
+pub mod overload;
 pub mod recorder;
 pub mod report;
 pub mod rows;

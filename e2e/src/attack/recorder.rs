@@ -13,7 +13,14 @@ use super::hostile;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
 };
+
+/// How many requests for `/slow` are served at once; the others wait their turn.
+pub const SERVED_AT_ONCE: usize = 8;
+/// How long each of them takes.
+const SERVICE_TIME: Duration = Duration::from_millis(20);
+static CAPACITY: Semaphore = Semaphore::const_new(SERVED_AT_ONCE);
 
 /// One request as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +122,7 @@ async fn connection(mut stream: TcpStream, record: Arc<Mutex<Record>>) {
     }
 }
 
-/// `/size/N` answers with N bytes, `/answer/N` as the N-th hostile application, `/hold` never, everything else with the target itself.
+/// `/slow` answers after its turn, `/size/N` with N bytes, `/answer/N` as the N-th hostile application, `/hold` never, everything else with the target itself.
 async fn answer(stream: &mut TcpStream, target: &str, head_only: bool) -> std::io::Result<()> {
     let words: Vec<&str> = target.split(['/', '?']).skip(1).collect();
     if words.first() == Some(&"hold") {
@@ -123,6 +130,10 @@ async fn answer(stream: &mut TcpStream, target: &str, head_only: bool) -> std::i
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await? > 0 {}
         return Err(std::io::ErrorKind::ConnectionAborted.into());
+    }
+    if words.first() == Some(&"slow") {
+        let _turn = CAPACITY.acquire().await.map_err(std::io::Error::other)?;
+        tokio::time::sleep(SERVICE_TIME).await;
     }
     if let ["answer", number, ..] = words[..] {
         let case = number.parse().ok().and_then(|number: usize| hostile::cases().get(number));

@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     framing, h2spec, hostile,
     measure::{self, Row},
-    rows,
+    overload, rows,
     world::World,
 };
 use crate::peers;
@@ -45,6 +45,9 @@ pub async fn play(args: AttackArgs) -> anyhow::Result<bool> {
     }
     if wanted("hostile") {
         good &= answers(&world).await?;
+    }
+    if wanted("overload") {
+        good &= too_much(&world).await?;
     }
     if wanted("h2spec") && !args.quick {
         conformance(&world).await?;
@@ -128,6 +131,32 @@ async fn answers(world: &World) -> anyhow::Result<bool> {
             eprintln!("{}: {}: {}", target.name, verdict.case, verdict.text);
         }
         good &= target.name != world.crema.name || right == verdicts.len();
+    }
+    Ok(good)
+}
+
+/// Overload: what is still served when more is asked than the application can do.
+async fn too_much(world: &World) -> anyhow::Result<bool> {
+    println!(
+        "\n| proxy | offered/s | served/s | p99 of the served | 503 | p50 of all | lost | memory |\n|---|---|---|---|---|---|---|---|"
+    );
+    let mut good = true;
+    for target in world.targets() {
+        let rows = overload::play(target).await?;
+        for row in &rows {
+            println!(
+                "| {} | {} | {:.0} | {:.1} ms | {} | {:.1} ms | {} | {} KiB |",
+                row.target,
+                row.offered,
+                row.served,
+                row.p99.as_secs_f64() * 1e3,
+                row.refused,
+                row.p50_all.as_secs_f64() * 1e3,
+                row.lost,
+                row.grown >> 10
+            );
+        }
+        good &= target.name != world.crema.name || overload::kept(&rows);
     }
     Ok(good)
 }

@@ -1,7 +1,7 @@
 //! Our proxy and a real Envoy, started from one static bootstrap, before one recording application.
 //!
 //! In: where the programs are. Out: a [`World`] whose proxies listen. Kept true: both get the same listeners: a sidecar's and a gateway's, each
-//! in plaintext and with TLS, and a pair of hops with TLS between them. Not here: what is sent.
+//! in plaintext and with TLS, and a pair of hops with TLS between them. `/slow` is behind limits. Not here: what is sent.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -99,7 +99,11 @@ async fn target(
         listener("gateway-tls", gateway_tls, Some(dir), true, "application"),
         listener("pair", pair, None, false, "second-hop"),
     ];
-    let clusters = [cluster("application", application, ""), cluster("second-hop", sidecar_tls, SECOND_HOP)];
+    let clusters = [
+        cluster("application", application, ""),
+        cluster("limited", application, LIMITS),
+        cluster("second-hop", sidecar_tls, SECOND_HOP),
+    ];
     let text = format!(
         "node: {{id: attacked, cluster: attacked}}\nstatic_resources:\n  listeners:\n{}  clusters:\n{}",
         listeners.concat(),
@@ -154,7 +158,9 @@ fn listener(name: &str, at: SocketAddr, tls: Option<&Path>, gateway: bool, clust
             virtual_hosts:
             - name: all
               domains: ["*"]
-              routes: [{{match: {{prefix: "/"}}, route: {{cluster: {cluster}, timeout: 0s}}}}]
+              routes:
+              - {{match: {{prefix: "/slow"}}, route: {{cluster: limited, timeout: 0s}}}}
+              - {{match: {{prefix: "/"}}, route: {{cluster: {cluster}, timeout: 0s}}}}
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
@@ -162,6 +168,10 @@ fn listener(name: &str, at: SocketAddr, tls: Option<&Path>, gateway: bool, clust
         port = at.port()
     )
 }
+
+/// Twice what the application serves at once, and as many that wait.
+const LIMITS: &str =
+    "    circuit_breakers: {thresholds: [{max_connections: 16, max_pending_requests: 16}]}\n";
 
 const SECOND_HOP: &str = r#"    transport_socket:
       name: envoy.transport_sockets.tls
