@@ -308,6 +308,7 @@ async fn run(
         let pages = Admin::new("proxy", readiness, metrics, log)
             .routes(admin::routes(handle))
             .routes(stats)
+            .routes(admin::certs::routes(shared.identity.clone()))
             .routes(pages::drain(leave.clone(), open));
         if replaces {
             drop(bind(address, true).await?);

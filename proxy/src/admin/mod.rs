@@ -3,6 +3,7 @@
 //! In: a [`crate::xds::Handle`] and the pages of the data path. Out: axum routes, mounted by `mesh_runtime::admin`.
 //! Kept true: nothing here changes anything except `POST /drain`-like pages that the caller mounts. Not here: health, metrics, log level (`mesh_runtime`).
 
+pub mod certs;
 pub mod dump;
 
 use axum::{
