@@ -42,7 +42,10 @@ impl RouteTable {
         for (index, host) in table.configuration.virtual_hosts.iter().enumerate() {
             let index = u32::try_from(index).map_err(|_| "too many virtual hosts".to_owned())?;
             for domain in &host.domains {
-                let domain: Name = domain.to_ascii_lowercase().into();
+                // Shared with the virtual host where it is written as it is looked up.
+                let lower =
+                    domain.bytes().any(|byte| byte.is_ascii_uppercase()).then(|| domain.to_ascii_lowercase());
+                let domain: Name = lower.map_or_else(|| domain.clone(), Name::from);
                 let earlier = if &*domain == "*" {
                     table.any.replace(index)
                 } else if let Some(suffix) = domain.strip_prefix('*') {

@@ -92,7 +92,7 @@ pub fn virtual_host(wire: pb::VirtualHost) -> Decoded<VirtualHost> {
     )?;
     Ok(VirtualHost {
         name: wire.name.into(),
-        domains: wire.domains.into_iter().map(Name::from).collect(),
+        domains: wire.domains.iter().map(|domain| Name::from(domain.as_str())).collect(),
         routes: each(wire.routes, "routes", |one| route(one).map(Arc::new))?,
         include_attempt_count: wire.include_request_attempt_count,
         require_tls,
