@@ -373,6 +373,9 @@ fn replaced(world: &World) -> anyhow::Result<()> {
     let mut rounds = || -> anyhow::Result<()> {
         for at in [0, 1, 0, 1] {
             let (running, app) = pods[at].take().expect("put back in every round");
+            // Only this pod is known: its successor is announced when it is gone.
+            world.write("pair.yaml", &pair([at == 0, at == 1]))?;
+            until(|| (0..10).all(|_| answers(names[at])))?;
             drop(app);
             world.write("pair.yaml", &pair([at != 0, at != 1]))?;
             world.pair[at].proxy(&["drain"])?;

@@ -202,7 +202,7 @@ async fn ask(
     let mut tries = Tries {
         exchange: &shadow,
         view,
-        state: &state,
+        state: Rc::clone(&state),
         policy: &policy,
         hash: None,
         deadline,

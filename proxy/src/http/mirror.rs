@@ -59,7 +59,7 @@ pub async fn send(exchange: &Rc<Exchange>, view: &Rc<View>, forward: &Forward, r
             let mut tries = Tries {
                 exchange: &shadow,
                 view: &view,
-                state: &state,
+                state: Rc::clone(&state),
                 policy: &policy,
                 hash: None,
                 deadline: None,

@@ -7,7 +7,7 @@
 use std::{
     borrow::Cow,
     rc::Rc,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -39,6 +39,9 @@ use crate::{
 /// Says, on a sidecar's own answer to another of the mesh, that the request may be sent elsewhere: its application has not seen it, or it
 /// only asks for something, and the application broke off without a word of an answer. Never passed on.
 const UNREACHED: &str = "x-crema-unreached";
+
+/// How long a request waits for the successor of an application that has ended: what a cluster takes to tell everybody, several times over.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// Carries out a route: an answer of our own, or the cluster's, asked as the route says.
 pub async fn route(
@@ -75,7 +78,8 @@ pub async fn route(
     let started = Instant::now();
     let deadline = timeout.map(|timeout| started + timeout);
     let attempt_count = choice.host.include_attempt_count;
-    let mut tries = Tries { exchange, view, state: &state, policy: &policy, hash, deadline, attempt_count };
+    let own = Rc::clone(&state);
+    let mut tries = Tries { exchange, view, state: own, policy: &policy, hash, deadline, attempt_count };
     match tries.run(request).await {
         Ok(response) => {
             let mut response = limit(exchange, response, deadline);
@@ -275,8 +279,8 @@ pub struct Tries<'a> {
     pub exchange: &'a Rc<Exchange>,
     /// The configuration.
     pub view: &'a Rc<View>,
-    /// The cluster.
-    pub state: &'a Rc<ClusterState>,
+    /// The cluster, as it is now: a retry may find it changed.
+    pub state: Rc<ClusterState>,
     /// When to try again.
     pub policy: &'a RetryPolicy,
     /// Key of a consistent hash.
@@ -309,12 +313,12 @@ impl Tries<'_> {
         }
     }
 
-    async fn all(&self, request: Request) -> Result<Response, Failure> {
+    async fn all(&mut self, request: Request) -> Result<Response, Failure> {
         let Request { mut head, body } = request;
         let replay = Replay::new(body);
         let mut tried: Vec<Rc<Host>> = Vec::new();
         let mut retry = 0;
-        let stats = &self.state.common.stats;
+        let stats = Arc::clone(&self.state.common.stats);
         let mut _place = None;
         loop {
             self.exchange.story.borrow_mut().attempts = retry + 1;
@@ -349,7 +353,7 @@ impl Tries<'_> {
             _place = None;
             _place = self.state.common.usage.retry();
             if _place.is_none() {
-                let _ = overflow(self.state, "maxRetries");
+                let _ = overflow(&self.state, "maxRetries");
                 self.exchange.flag(ResponseFlags::UPSTREAM_OVERFLOW);
                 return result;
             }
@@ -357,8 +361,29 @@ impl Tries<'_> {
             stats.retries.fetch_add(1, Ordering::Relaxed);
             drop(self.exchange.held.borrow_mut().take());
             drop(result);
+            if unreached && retry == 1 {
+                self.successor(&tried).await;
+            }
             let wait = self.policy.backoff(retry, self.exchange.conn.worker.fraction());
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// An application that has ended has a successor, or will in a moment: waits until the newest configuration knows an endpoint that was
+    /// not tried, and not for ever.
+    async fn successor(&mut self, tried: &[Rc<Host>]) {
+        let end = Instant::now() + MOMENT;
+        loop {
+            let worker = &self.exchange.conn.worker;
+            if let Some(now) = worker.cluster(&worker.view(), &self.state.name) {
+                self.state = now;
+            }
+            let known = |host: &Host| tried.iter().any(|tried| tried.address() == host.address());
+            let other = self.state.hosts().any(|(host, out)| !out && !known(&host));
+            if other || Instant::now() >= end {
+                return;
+            }
+            tokio::time::sleep(MOMENT / 50).await;
         }
     }
 
@@ -401,12 +426,12 @@ impl Tries<'_> {
 
     async fn send(&self, host: &Rc<Host>, head: &Head, replay: &Replay) -> Result<Response, Failure> {
         let worker = &self.exchange.conn.worker;
-        let spoken = spoken(self.state, head);
-        let in_flight = InFlight::new(self.state, host)?;
+        let spoken = spoken(&self.state, head);
+        let in_flight = InFlight::new(&self.state, host)?;
         *self.exchange.held.borrow_mut() = Some(in_flight);
         let mut again = true;
         loop {
-            let leased = pool::acquire(worker, self.view, self.state, host, spoken).await?;
+            let leased = pool::acquire(worker, self.view, &self.state, host, spoken).await?;
             {
                 let mut story = self.exchange.story.borrow_mut();
                 story.upstream = Some(Upstream {
