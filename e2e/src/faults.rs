@@ -74,7 +74,7 @@ pub struct Line {
 /// # Errors
 /// When the mesh cannot be driven; failed requests are in the lines.
 pub async fn run(shop: &Shop, strength: Strength, mut told: impl FnMut(&str)) -> anyhow::Result<Vec<Line>> {
-    let (node, Strength { rate, lasting }) = (&shop.node, strength);
+    let (node, Strength { rate, lasting }) = (shop.node()?, strength);
     let seconds = lasting.as_secs().max(1);
     let mut lines = Vec::new();
     let mut tell = |row: &Row| {

@@ -6,14 +6,15 @@
 pub mod attack;
 pub mod backends;
 pub mod bench;
+pub mod cluster;
 pub mod demo;
 pub mod differential;
 pub mod faults;
-pub mod http;
 pub mod images;
-pub mod load;
 pub mod manifest;
 pub mod node;
 pub mod peers;
 pub mod scenarios;
 pub mod up;
+
+pub use espresso_shop::{call as http, load};

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use e2e::{
     attack::report::{self as attack, AttackArgs},
     bench::{self, BenchArgs},
+    cluster::command::{self as cluster, ClusterArgs},
     demo::{self, DemoArgs},
     images::{self, ImagesArgs},
     manifest::{self, ManifestArgs},
@@ -34,6 +35,8 @@ enum Verb {
     Bench(BenchArgs),
     /// Attack our proxy and a real Envoy, and print what it did to both.
     Attack(AttackArgs),
+    /// Install the mesh in a Kubernetes cluster, play the talk and the suite there, and remove it.
+    Cluster(ClusterArgs),
     /// Build container images without a container engine: target/images/*.tar.
     Images(ImagesArgs),
     /// Print the manifest that installs the mesh in a cluster.
@@ -89,6 +92,9 @@ fn run() -> anyhow::Result<ExitCode> {
             }
             Verb::Attack(args) => {
                 Ok(if attack::play(args).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            Verb::Cluster(args) => {
+                Ok(if cluster::play(args).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             Verb::Up(args) => up::up(args).await.map(|()| ExitCode::SUCCESS),
             Verb::ExecChild { .. } | Verb::Images(_) | Verb::Manifest(_) => Ok(ExitCode::FAILURE),

@@ -65,7 +65,7 @@ impl World {
 
     fn close(&self) {
         if let Some(Ok((runtime, mixed, _))) = self.0.get() {
-            runtime.block_on(mixed.shop.node.stop());
+            mixed.shop.node().into_iter().for_each(|node| runtime.block_on(node.stop()));
         }
     }
 }
@@ -99,7 +99,7 @@ fn open(envoy: PathBuf) -> anyhow::Result<(Runtime, Mixed, tempfile::TempDir)> {
 
 /// Adds the Envoy's pod to the mesh: the objects that a cluster would have, an agent for its certificate, the application, the Envoy.
 async fn join(shop: Shop, envoy: PathBuf) -> anyhow::Result<Mixed> {
-    let node = &shop.node;
+    let node = shop.node()?;
     let pod = Ipv4Addr::new(127, node.net(), 250, 1);
     let app = SocketAddr::from((Ipv4Addr::LOCALHOST, e2e::backends::free_port()?));
     let run = node.layout().run().join("envoy");
@@ -256,7 +256,7 @@ impl Mixed {
 
     /// A call of the shop's web application to the Envoy's.
     fn web_to_echo(&self, path: &str) -> anyhow::Result<Call> {
-        self.shop.node.call_from("espresso-shop-web", &format!("http://echo:{PORT}{path}"))
+        self.shop.place.call_from("espresso-shop-web", &format!("http://echo:{PORT}{path}"))
     }
 
     /// Waits until both ends have told mixer about `sent` more requests with this status than `before`.
@@ -305,7 +305,7 @@ async fn plaintext_is_cut(at: SocketAddr, path: &str) -> anyhow::Result<()> {
 async fn envoy_calls(mixed: &Mixed) -> anyhow::Result<()> {
     let call = mixed.envoy_to_catalog("/api/products/1");
     good(&call, "Envoy's call to the catalog").await?;
-    let pods = mixed.shop.node.pods_of("espresso-shop-product-catalog");
+    let pods = mixed.shop.node()?.pods_of("espresso-shop-product-catalog");
     let pod = pods.first().context("a catalog pod")?;
     let port = pod.ports.first().context("a port")?.bound;
     plaintext_is_cut(SocketAddr::from((pod.ip, port)), "/api/products/1").await?;

@@ -77,7 +77,7 @@ impl World {
 
     fn close(&self) {
         if let Some(Ok((runtime, shop, _))) = self.0.get() {
-            runtime.block_on(shop.node.stop());
+            shop.node().into_iter().for_each(|node| runtime.block_on(node.stop()));
         }
     }
 }
@@ -109,8 +109,9 @@ fn step(id: &str) -> anyhow::Result<&'static Step> {
 }
 
 async fn prometheus(shop: &Shop, program: PathBuf) -> anyhow::Result<()> {
-    let dir = shop.node.layout().run();
-    let server = Prometheus::start(&program, &dir, &[shop.node.addresses().prometheus.to_string()]).await?;
+    let dir = shop.node()?.layout().run();
+    let server =
+        Prometheus::start(&program, &dir, &[shop.node()?.addresses().prometheus.to_string()]).await?;
     let sum = r#"sum(istio_requests_total{reporter="destination",destination_app="espresso-shop-product-catalog",response_code="200"})"#;
     let value = || async {
         server.query(sum).await.ok().and_then(|s| s.first().map(|(_, v)| *v)).unwrap_or_default()
@@ -141,7 +142,7 @@ async fn prometheus(shop: &Shop, program: PathBuf) -> anyhow::Result<()> {
 }
 
 async fn zipkin(shop: &Shop, jar: PathBuf) -> anyhow::Result<()> {
-    let server = Zipkin::start(&jar, &shop.node.layout().run()).await?;
+    let server = Zipkin::start(&jar, &shop.node()?.layout().run()).await?;
     // The span itself is mixer's built-in instance.
     let yaml = format!(
         "apiVersion: config.istio.io/v1alpha2\nkind: handler\nmetadata: {{name: real-zipkin, namespace: istio-system}}\nspec:\n  \
@@ -150,7 +151,7 @@ async fn zipkin(shop: &Shop, jar: PathBuf) -> anyhow::Result<()> {
          \"no\") == \"1\"\n  actions: [{{handler: real-zipkin, instances: [span.instance.istio-system]}}]\n",
         server.address,
     );
-    let file = shop.node.layout().mesh().join("real-zipkin.yaml");
+    let file = shop.node()?.layout().mesh().join("real-zipkin.yaml");
     files::write_text(&file, &yaml)?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let page = shop.at_gateway("/Home/Product/1")?.send().await?;
@@ -180,7 +181,7 @@ async fn browse(shop: &Shop, (chromium, firefox): (PathBuf, PathBuf)) -> anyhow:
         page.clone().header("user-agent", agent).send().await.is_ok_and(|r| r.body.contains("★"))
     };
     until(Duration::from_secs(15), routed, || "the browser rule never took effect".to_owned()).await?;
-    let dir = shop.node.layout().run();
+    let dir = shop.node()?.layout().run();
     let dirs = [dir.join("chromium"), dir.join("firefox")];
     for dir in &dirs {
         std::fs::create_dir_all(dir)?;

@@ -4,9 +4,12 @@
 //! Kept true: names, paths, ports and environment variables are those that the published shop's manifests expect.
 //! Not here: anything of the mesh; the services only pass trace headers on and honour `HTTP_PROXY`.
 
+pub mod agent;
+pub mod call;
 pub mod catalog;
 pub mod client;
 pub mod echo;
+pub mod load;
 pub mod pages;
 pub mod picture;
 pub mod reviews;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand};
-use espresso_shop::{catalog, client::Client, echo, reviews, serve, versioned, web};
+use espresso_shop::{agent, call::Call, catalog, client::Client, echo, reviews, serve, versioned, web};
 
 /// The Espresso Shop's services, for trying out a mesh.
 #[derive(Parser)]
@@ -54,6 +54,15 @@ enum Service {
         #[arg(long, env = "ECHO_STATUS", default_value_t = 200)]
         status: u16,
     },
+    /// Sends requests from where it runs: one JSON object per line on standard input, one on standard output.
+    ///
+    /// `{"id":1,"call":{"url":"http://reviews:8092/api/version"}}` is answered with status, headers, body and time.
+    Agent,
+    /// Sends one GET at once, prints the answer's status and body, and ends: 0 for a status below 400.
+    Get {
+        /// `http://host[:port]/path`.
+        url: String,
+    },
 }
 
 #[derive(Args)]
@@ -81,6 +90,13 @@ async fn main() -> anyhow::Result<()> {
         Service::Reviews { common } => {
             let version = common.service_version.unwrap_or_else(|| "v1".to_owned());
             serve(common.listen, versioned(reviews::router(&version), Some(&version))).await
+        }
+        Service::Agent => agent::run().await,
+        Service::Get { url } => {
+            let reply = Call::get(url).send().await?;
+            println!("{} {}", reply.status, reply.body);
+            anyhow::ensure!(reply.status < 400, "status {}", reply.status);
+            Ok(())
         }
         Service::Echo { common, status } => {
             let version = common.service_version;

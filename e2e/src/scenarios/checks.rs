@@ -9,14 +9,8 @@ use anyhow::{Context, bail};
 use futures::{StreamExt, stream};
 use http::Method;
 
-use super::{
-    Seen, Shop, Source,
-    shop::{CATALOG, REVIEWS},
-};
-use crate::{
-    http::{Call, Reply},
-    node::until,
-};
+use super::{Seen, Shop, Source, shop::REVIEWS};
+use crate::{http::Reply, node::until};
 
 const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
 const CHROME: &str =
@@ -45,7 +39,7 @@ fn tally(versions: &[String]) -> String {
 
 /// What holds between the steps: every service answers at once, and once there are routes, reviews is v1.
 pub(super) async fn calm(shop: &Shop) -> anyhow::Result<Seen> {
-    let routed = shop.node.layout().mesh().read_dir()?.next().is_some();
+    let routed = shop.place.has_files()?;
     let versions = versions(shop, 12).await?;
     let reviews = versions.iter().all(|v| v == "v1" || (v == "v2" && !routed));
     let list = shop.reviews("/api/reviews/1")?.send().await?;
@@ -221,7 +215,7 @@ pub(super) async fn denier(shop: &Shop) -> anyhow::Result<Seen> {
     const BODY: &str = "PERMISSION_DENIED:deny-reviews-v2-handler.denier.default:Not allowed";
     let web = shop.reviews("/api/reviews/1")?.send().await?;
     let other = shop
-        .node
+        .place
         .call_from("espresso-shop-product-catalog", &format!("{REVIEWS}/api/version"))?
         .send()
         .await?;
@@ -239,10 +233,7 @@ pub(super) async fn denier(shop: &Shop) -> anyhow::Result<Seen> {
 }
 
 pub(super) async fn strict_mtls(shop: &Shop) -> anyhow::Result<Seen> {
-    let pods = shop.node.pods_of("espresso-shop-product-catalog");
-    let pod = pods.first().context("the catalog has no pod")?;
-    let port = pod.ports.first().context("the catalog has no port")?.bound;
-    let outside = Call::get(format!("http://{}:{port}/api/version", pod.ip)).send().await;
+    let outside = shop.place.at_pod("espresso-shop-product-catalog", "/api/version").await?.send().await;
     let inside = shop.catalog("/api/version")?.send().await?;
     let table = tls_check(shop).await?;
     let server = table.split_whitespace().nth(2).unwrap_or("?").to_owned();
@@ -257,13 +248,9 @@ pub(super) async fn strict_mtls(shop: &Shop) -> anyhow::Result<Seen> {
 /// The line that `pilot tls-check` prints for the catalog.
 async fn tls_check(shop: &Shop) -> anyhow::Result<String> {
     let service = "espresso-shop-product-catalog-svc.default.svc.cluster.local";
-    let out = tokio::process::Command::new(shop.node.bin().join("pilot"))
-        .args(["tls-check", service, "--admin", &shop.node.addresses().pilot_admin.to_string()])
-        .output()
-        .await?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let text = shop.place.tls_check(service).await?;
     let line = text.lines().find(|l| l.starts_with(service)).map(str::to_owned);
-    line.with_context(|| format!("pilot tls-check printed {text:?} {}", String::from_utf8_lossy(&out.stderr)))
+    line.with_context(|| format!("pilot tls-check printed {text:?}"))
 }
 
 pub(super) async fn gateway(shop: &Shop) -> anyhow::Result<Seen> {
@@ -379,17 +366,16 @@ pub(super) async fn fan_out(shop: &Shop) -> anyhow::Result<Seen> {
     let before = settled(shop).await?.sum(total, &labels);
     let id = format!("fan-out-{:016x}", rand::random::<u64>());
     let trace = format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-    let call = shop.node.call_from("espresso-shop-web", &format!("{CATALOG}/api/version"))?;
+    let call = shop.catalog("/api/version")?;
     let call = call
         .header("x-request-id", &id)
         .header("x-b3-traceid", &trace)
         .header("x-b3-spanid", &trace[..16])
         .header("x-b3-sampled", "1");
     let reply = call.send().await?;
-    let log = shop.node.component("mixer")?.log;
     let started = Instant::now();
     loop {
-        let lines = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines = shop.place.mixer_log().await?;
         let logged = lines.lines().filter(|l| l.contains(&id)).count();
         let spans = shop.trace(&trace).await?.iter().filter(|s| s.to_string().contains(&id)).count();
         let counted = shop.metrics().await?.sum(total, &labels) - before;

@@ -4,6 +4,7 @@
 //! passes whose check held before its YAML was applied. Not here: how it is shown (`demo`), what each check looks at (`checks`).
 
 pub mod checks;
+pub mod place;
 pub mod shop;
 
 use std::{

@@ -1,7 +1,7 @@
-//! The Espresso Shop in a local mesh, as the steps need it: its YAML, its callers, its figures.
+//! The Espresso Shop in a mesh, as the steps need it: its YAML, its callers, its figures.
 //!
-//! In: a [`Node`] and a [`Source`] of YAML. Out: files in the mesh's directory, calls, counters. Kept true: what a step applied is what
-//! its undo removes. Not here: what is right (`checks`).
+//! In: a [`Place`] and a [`Source`] of YAML. Out: objects in the mesh, calls, counters. Kept true: what a step applied is what
+//! its undo removes. Not here: what is right (`checks`), how a place does it (`place`).
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +12,14 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::{Also, Step};
+use super::{
+    Also, Step,
+    place::{MixerPort, Place},
+};
 use crate::{
+    cluster::Cluster,
     http::Call,
-    node::{Node, SYSTEM_NAMESPACE, files, until},
+    node::{Node, until},
     peers,
 };
 
@@ -39,8 +43,8 @@ pub fn author_files() -> Option<PathBuf> {
 /// The shop, running.
 #[derive(Debug)]
 pub struct Shop {
-    /// The mesh it runs in.
-    pub node: Node,
+    /// Where it runs.
+    pub place: Place,
     /// Whose YAML is applied.
     pub source: Source,
 }
@@ -57,17 +61,34 @@ impl Shop {
     /// When a pod does not come up.
     pub async fn open(node: Node, source: Source) -> anyhow::Result<Self> {
         let deploy = peers::root().join("deploy");
-        node.apply_file(&deploy.join("ingress-gateway.yaml")).await?;
-        let shop = match source {
-            Source::Own => deploy.join("espresso-shop/espresso-shop.yaml"),
-            Source::Author => {
-                let dir = author_files().context("the author's files are not there")?;
-                dir.join("kubernetes/espresso-shop.yaml")
-            }
-        };
-        node.apply_file(&shop).await?;
-        node.ready(Duration::from_secs(60)).await?;
-        Ok(Self { node, source })
+        let place = Place::Local(node);
+        // In a cluster the gateway is part of the mesh's manifest.
+        place.run_file(&deploy.join("ingress-gateway.yaml")).await?;
+        Self::run(place, source).await
+    }
+
+    /// The same in a cluster where the mesh is installed and namespace `default` is labelled.
+    ///
+    /// # Errors
+    /// When a pod does not come up.
+    pub async fn open_in(cluster: Cluster, source: Source) -> anyhow::Result<Self> {
+        Self::run(Place::Cluster(cluster), source).await
+    }
+
+    async fn run(place: Place, source: Source) -> anyhow::Result<Self> {
+        place.run_file(&manifest(source)?).await?;
+        Ok(Self { place, source })
+    }
+
+    /// The local mesh, for what only processes on this machine can show.
+    ///
+    /// # Errors
+    /// In a cluster.
+    pub fn node(&self) -> anyhow::Result<&Node> {
+        match &self.place {
+            Place::Local(node) => Ok(node),
+            Place::Cluster(_) => bail!("this needs a mesh of local processes"),
+        }
     }
 
     fn dir(&self) -> anyhow::Result<PathBuf> {
@@ -103,17 +124,12 @@ impl Shop {
     /// When the file system refuses.
     pub async fn apply(&self, step: &Step, yaml: &[(String, String)]) -> anyhow::Result<()> {
         for (name, text) in yaml {
-            files::write_text(&self.target(step, name), text)?;
+            self.place.put(&target(step, name), text).await?;
         }
         if step.also == Also::DeadApplication && !yaml.is_empty() {
-            self.hold_reviews(true).await?;
+            self.place.hold_reviews(true).await?;
         }
         Ok(())
-    }
-
-    fn target(&self, step: &Step, name: &str) -> PathBuf {
-        let base = Path::new(name).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.node.layout().mesh().join(format!("{}-{base}", step.id))
     }
 
     /// Takes a step's files out again, and what ran only for it.
@@ -122,13 +138,13 @@ impl Shop {
     /// When the file system refuses.
     pub async fn undo(&self, step: &Step) -> anyhow::Result<()> {
         for (name, _) in self.yaml(step)? {
-            files::remove(&self.target(step, &name))?;
+            self.place.take(&target(step, &name)).await?;
         }
         match step.also {
             Also::BrokenReplica => {
-                self.node.delete("Deployment", "default", "espresso-shop-reviews-broken").await?;
+                self.place.delete_deployment("espresso-shop-reviews-broken").await?;
             }
-            Also::DeadApplication => self.hold_reviews(false).await?,
+            Also::DeadApplication => self.place.hold_reviews(false).await?,
             Also::Nothing | Also::Strict => {}
         }
         Ok(())
@@ -141,8 +157,7 @@ impl Shop {
     pub async fn prepare(&self, step: &Step) -> anyhow::Result<()> {
         if step.also == Also::BrokenReplica {
             let file = peers::root().join("deploy/espresso-shop/broken-replica.yaml");
-            self.node.apply_file(&file).await?;
-            self.node.ready(Duration::from_secs(30)).await?;
+            self.place.run_file(&file).await?;
             // Its endpoint has to reach the callers' proxies too: then one of the next calls fails.
             let seen = || async {
                 let call = self.reviews("/api/version");
@@ -151,26 +166,7 @@ impl Shop {
             until(Duration::from_secs(15), seen, || "the broken replica never answered".to_owned()).await?;
         }
         if step.also == Also::DeadApplication {
-            self.hold_reviews(true).await?;
-        }
-        Ok(())
-    }
-
-    /// Stops the application of reviews v1 under its sidecar, or starts it again; its pod counts as ready all the while.
-    async fn hold_reviews(&self, hold: bool) -> anyhow::Result<()> {
-        let pods = self.node.pods_of("espresso-shop-reviews-v1");
-        let pod = pods.first().context("reviews v1 has no pod")?;
-        let port = pod.ports.first().context("reviews v1 has no port")?;
-        let process = self.node.process(&pod.name, &port.container)?;
-        self.node.freeze_readiness(true);
-        if hold {
-            process.hold().await;
-        } else {
-            process.resume();
-            let app = format!("http://127.0.0.1:{}/api/version", port.app.unwrap_or(port.bound));
-            let up = || async { Call::get(app.clone()).send().await.is_ok() };
-            until(Duration::from_secs(10), up, || "reviews v1 does not come back".to_owned()).await?;
-            self.node.freeze_readiness(false);
+            self.place.hold_reviews(true).await?;
         }
         Ok(())
     }
@@ -180,7 +176,7 @@ impl Shop {
     /// # Errors
     /// When the web service has no pod.
     pub fn reviews(&self, path: &str) -> anyhow::Result<Call> {
-        self.node.call_from("espresso-shop-web", &format!("{REVIEWS}{path}"))
+        self.place.call_from("espresso-shop-web", &format!("{REVIEWS}{path}"))
     }
 
     /// A call of the web pod to the catalog, through its sidecar.
@@ -188,7 +184,7 @@ impl Shop {
     /// # Errors
     /// When the web service has no pod.
     pub fn catalog(&self, path: &str) -> anyhow::Result<Call> {
-        self.node.call_from("espresso-shop-web", &format!("{CATALOG}{path}"))
+        self.place.call_from("espresso-shop-web", &format!("{CATALOG}{path}"))
     }
 
     /// A page of the shop, as a browser on this machine asks for it.
@@ -196,9 +192,7 @@ impl Shop {
     /// # Errors
     /// When the web service has no port outside.
     pub fn page(&self, path: &str) -> anyhow::Result<Call> {
-        let address =
-            self.node.outside("default", "espresso-shop-web-svc").context("the shop has no port outside")?;
-        Ok(Call::get(format!("http://{address}{path}")))
+        self.place.page(path)
     }
 
     /// A page of the shop at the ingress gateway.
@@ -206,9 +200,7 @@ impl Shop {
     /// # Errors
     /// When there is no gateway.
     pub fn at_gateway(&self, path: &str) -> anyhow::Result<Call> {
-        let address =
-            self.node.outside(SYSTEM_NAMESPACE, "istio-ingressgateway").context("there is no gateway")?;
-        Ok(Call::get(format!("http://{address}{path}")))
+        self.place.at_gateway(path)
     }
 
     /// A trace as mixer's recorder has it: a list of Zipkin v2 spans; empty when it knows none.
@@ -216,8 +208,7 @@ impl Shop {
     /// # Errors
     /// When mixer does not answer.
     pub async fn trace(&self, id: &str) -> anyhow::Result<Vec<Value>> {
-        let url = format!("http://{}/api/v2/trace/{id}", self.node.addresses().zipkin);
-        let reply = Call::get(url).send().await?;
+        let reply = self.place.at_mixer(MixerPort::Zipkin, &format!("/api/v2/trace/{id}")).send().await?;
         match reply.status {
             200 => Ok(serde_json::from_str(&reply.body)?),
             404 => Ok(Vec::new()),
@@ -230,9 +221,26 @@ impl Shop {
     /// # Errors
     /// When mixer does not answer.
     pub async fn metrics(&self) -> anyhow::Result<Metrics> {
-        let reply = Call::get(format!("http://{}/metrics", self.node.addresses().prometheus)).send().await?;
+        let reply = self.place.at_mixer(MixerPort::Prometheus, "/metrics").send().await?;
         Ok(Metrics::read(&reply.body))
     }
+}
+
+/// The shop's Deployments and Services.
+fn manifest(source: Source) -> anyhow::Result<PathBuf> {
+    match source {
+        Source::Own => Ok(peers::root().join("deploy/espresso-shop/espresso-shop.yaml")),
+        Source::Author => {
+            let dir = author_files().context("the author's files are not there")?;
+            Ok(dir.join("kubernetes/espresso-shop.yaml"))
+        }
+    }
+}
+
+/// The name under which a step's file is applied.
+fn target(step: &Step, name: &str) -> String {
+    let base = Path::new(name).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    format!("{}-{base}", step.id)
 }
 
 /// The edit that the talk begins with: the same files, but both kinds of traffic are taken.

@@ -1,10 +1,13 @@
 //! One HTTP request as a scenario needs it: from an address of choice, straight or through a proxy.
 //!
 //! In: a [`Call`]. Out: a [`Reply`], or why there is none. Kept true: one connection per call, so nothing of an earlier call lingers.
-//! Not here: load (`load`), what an answer should be (`scenarios`).
+//! Not here: load (`load`), what an answer should be (the scenarios).
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,6 +37,18 @@ pub struct Call {
     pub from: Option<IpAddr>,
     /// How long to wait for the whole answer.
     pub patience: Duration,
+    /// Who sends it; this process unless set.
+    pub via: Option<Arc<dyn Via>>,
+}
+
+/// Sends calls from somewhere else, e.g. from inside a pod.
+pub trait Via: fmt::Debug + Send + Sync {
+    /// Sends `call` and waits for its answer.
+    ///
+    /// # Errors
+    /// As [`Call::send`], and when the place cannot be reached.
+    fn send<'a>(&'a self, call: &'a Call)
+    -> Pin<Box<dyn Future<Output = anyhow::Result<Reply>> + Send + 'a>>;
 }
 
 /// An answer.
@@ -70,6 +85,7 @@ impl Call {
             to: None,
             from: None,
             patience: Duration::from_secs(30),
+            via: None,
         }
     }
 
@@ -85,6 +101,9 @@ impl Call {
     /// # Errors
     /// When no whole answer comes in time; a refusing status is an answer.
     pub async fn send(&self) -> anyhow::Result<Reply> {
+        if let Some(via) = &self.via {
+            return via.send(self).await;
+        }
         let started = Instant::now();
         let exchange = tokio::time::timeout(self.patience, self.exchange());
         let (status, headers, body) = exchange

@@ -1,7 +1,8 @@
 //! A bounded, open-loop HTTP load: a fixed rate, new connections among the requests, every failure with its reason.
 //!
 //! In: a [`Load`]. Out: a [`Report`]. Kept true: requests start on schedule whether or not earlier ones have been answered,
-//! so a stall shows as latency of every request it delays; targets are loopback addresses only. Not here: what is broken meanwhile (`faults`).
+//! so a stall shows as latency of every request it delays; targets are loopback addresses unless it runs in a pod. Not here: what is
+//! broken meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ use tokio::{
 /// What to send, and how much of it.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Where to connect: an HTTP proxy or a server. Loopback only.
+    /// Where to connect: an HTTP proxy or a server. Loopback only, see [`run`].
     pub to: SocketAddr,
     /// Address to connect from, e.g. a pod's; `None` for any.
     pub from: Option<SocketAddr>,
@@ -107,6 +108,14 @@ struct Shared {
 /// When the target is not a loopback address.
 pub async fn run(load: Load) -> anyhow::Result<Report> {
     ensure!(load.to.ip().is_loopback(), "load goes to loopback addresses only, not {}", load.to);
+    run_in_pod(load).await
+}
+
+/// As [`run`], to any address: only for a process in a pod, whose network is the test's own.
+///
+/// # Errors
+/// None today.
+pub async fn run_in_pod(load: Load) -> anyhow::Result<Report> {
     let report = Report {
         sent: 0,
         good: 0,
