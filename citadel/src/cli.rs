@@ -14,6 +14,12 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mesh_identity::{TrustDomain, workload};
+use mesh_kube::{
+    KubeArgs,
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference,
+    kube::Client,
+    lease::{self, Leader},
+};
 use mesh_runtime::{
     CaClientArgs, CommonArgs, Metrics, Readiness, admin::Admin, drain, listen, secrets::protect_memory,
     shutdown::Signals,
@@ -30,6 +36,7 @@ use crate::{
         TokenVerifier,
         jwks::{Accept, DEFAULT_AUDIENCE, Jwks},
     },
+    kube::{LEASE, review::Reviews, roots, secrets::Secrets},
     serve::{Citadel, Options},
 };
 
@@ -111,6 +118,9 @@ pub struct ServeArgs {
     /// Longest lifetime that is given
     #[arg(long, env = "MAX_TTL", default_value = "90d", value_parser = duration, value_name = "TIME")]
     pub max_ttl: Duration,
+    /// Or a cluster: the authority in Secrets, callers by TokenReview, roots as ConfigMaps
+    #[command(flatten)]
+    pub cluster: KubeArgs,
     /// Certificates per second that one identity may ask for on average (twice as many at once)
     #[arg(long, env = "RATE_PER_IDENTITY", default_value_t = 50, value_name = "N")]
     pub rate_per_identity: u32,
@@ -184,21 +194,20 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     if args.default_ttl > args.max_ttl {
         bail!("--default-ttl is longer than --max-ttl");
     }
-    let source = match &args.plugged_ca {
-        Some(dir) => Source::Plugged(dir.clone()),
-        None => Source::SelfSigned(SelfSigned::new(&args.ca_dir, &domain)),
+    let cluster = match args.cluster.kube {
+        true => match in_cluster(&args, &domain, &watch).await? {
+            Some(cluster) => Some(cluster),
+            None => return Ok(()),
+        },
+        false => None,
     };
-    let tokens = match &args.token_keys {
-        None => {
-            tracing::warn!("no --token-keys: only holders of a mesh certificate get new ones");
-            None
+    let (source, tokens) = match &cluster {
+        Some(cluster) => {
+            let reviews = Reviews::new(cluster.client.clone(), args.token_audience.clone());
+            let tokens = Some(Arc::new(reviews) as Arc<dyn TokenVerifier>);
+            (Source::Secrets(cluster.secrets.clone()), tokens)
         }
-        Some(path) => {
-            let accept = Accept { audiences: args.token_audience.clone(), issuer: args.token_issuer.clone() };
-            let keys = Arc::new(Jwks::open(path, accept)?);
-            tokio::spawn(keys.clone().follow(watch.clone()));
-            Some(keys as Arc<dyn TokenVerifier>)
-        }
+        None => (files(&args, &domain), keys(&args, &watch)?),
     };
     let citadel = Citadel::load(Options {
         source,
@@ -209,7 +218,13 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         per_second: args.rate_per_identity,
         poll: POLL,
         clock: Arc::new(SystemTime::now),
+        mesh_namespace: args.cluster.mesh_namespace.clone(),
     })?;
+    if let Some(Cluster { client, secrets, owner, leader }) = cluster {
+        let current = citadel.current().clone();
+        tokio::spawn(secrets.follow(leader.clone(), SystemTime::now, watch.clone()));
+        tokio::spawn(roots::keep(client, current, owner, leader, watch.clone()));
+    }
     let admin = Admin::new("citadel", readiness.clone(), metrics.clone(), log)
         .routes(citadel.routes())
         .bind(args.common.admin_or_loopback(8061))
@@ -223,6 +238,52 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         server.await??;
     }
     Ok(())
+}
+
+/// The authority in files.
+fn files(args: &ServeArgs, domain: &TrustDomain) -> Source {
+    match &args.plugged_ca {
+        Some(dir) => Source::Plugged(dir.clone()),
+        None => Source::SelfSigned(SelfSigned::new(&args.ca_dir, domain)),
+    }
+}
+
+/// Tokens by the issuer's keys.
+fn keys(args: &ServeArgs, watch: &drain::Watch) -> anyhow::Result<Option<Arc<dyn TokenVerifier>>> {
+    let Some(path) = &args.token_keys else {
+        tracing::warn!("no --token-keys: only holders of a mesh certificate get new ones");
+        return Ok(None);
+    };
+    let accept = Accept { audiences: args.token_audience.clone(), issuer: args.token_issuer.clone() };
+    let keys = Arc::new(Jwks::open(path, accept)?);
+    tokio::spawn(keys.clone().follow(watch.clone()));
+    Ok(Some(keys as Arc<dyn TokenVerifier>))
+}
+
+/// What citadel has of its cluster.
+struct Cluster {
+    client: Client,
+    secrets: Secrets,
+    owner: Option<OwnerReference>,
+    leader: Leader,
+}
+
+/// Waits for the authority; `None` when the drain came first.
+async fn in_cluster(
+    args: &ServeArgs,
+    domain: &TrustDomain,
+    watch: &drain::Watch,
+) -> anyhow::Result<Option<Cluster>> {
+    let namespace = &args.cluster.mesh_namespace;
+    let client = mesh_kube::client().await?;
+    let owner = mesh_kube::owner(&client).await;
+    let drained = watch.clone();
+    let stop = async move { drained.signaled().await };
+    let (leader, election) =
+        lease::lead(client.clone(), namespace, LEASE, &mesh_kube::identity(), owner.clone(), stop);
+    tokio::spawn(election);
+    let opened = Secrets::open(client.clone(), namespace, domain, owner.clone(), &leader, watch).await;
+    Ok(opened.map(|secrets| Cluster { client, secrets, owner, leader }))
 }
 
 async fn run_agent(args: AgentArgs) -> anyhow::Result<()> {

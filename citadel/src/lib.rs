@@ -9,6 +9,7 @@ pub mod ca;
 pub mod caller;
 pub mod cli;
 mod files;
+pub mod kube;
 pub mod limit;
 pub mod refusal;
 pub mod serve;

@@ -15,7 +15,7 @@ pub enum Refusal {
     #[error("no identity: send `authorization: Bearer TOKEN`, or connect with a certificate of this mesh")]
     Anonymous,
     /// No way to check tokens is configured.
-    #[error("this citadel accepts no tokens (it was started without --token-keys)")]
+    #[error("this citadel accepts no tokens (it was started without --token-keys and without --kube)")]
     TokensOff,
     /// Larger than any token.
     #[error("token: {0} bytes are too many")]
@@ -35,6 +35,11 @@ pub enum Refusal {
     /// For somebody else.
     #[error("token: its audience is not `{0}`; project the token with this audience")]
     TokenAudience(String),
+    /// The API server does not know it, or knows better.
+    #[error(
+        "token: the API server does not accept it; it has expired, or its pod or service account is gone"
+    )]
+    TokenRejected,
     /// From somewhere else.
     #[error("token: its issuer is not accepted")]
     TokenIssuer,
@@ -69,6 +74,7 @@ impl Refusal {
             Self::TokenExpired => "token_expired",
             Self::TokenEarly => "token_early",
             Self::TokenAudience(_) => "token_audience",
+            Self::TokenRejected => "token_rejected",
             Self::TokenIssuer => "token_issuer",
             Self::TokenSubject(_) => "token_subject",
             Self::PeerDomain(_) => "trust_domain",

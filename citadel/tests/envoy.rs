@@ -120,6 +120,7 @@ async fn joins(envoy: &Path) -> Result<(), String> {
         per_second: 50,
         poll: Duration::from_secs(1),
         clock,
+        mesh_namespace: "istio-system".to_owned(),
     })
     .map_err(|e| e.to_string())?;
     let authority = citadel.current().now();

@@ -4,6 +4,7 @@
 //! Kept true: webhook and filter run the same pure function ([`pod::inject`]). Not here: what the proxy does once it is there.
 
 pub mod annotations;
+pub mod cluster;
 pub mod command;
 pub mod decide;
 pub mod file;

@@ -7,11 +7,14 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Parser, Subcommand};
 use injector::{
+    cluster::{self, OwnCertArgs},
     command::{FileArgs, InjectArgs},
     serve::{Certificate, Files, serve_tls},
     webhook::{Webhook, router},
 };
+use mesh_kube::KubeArgs;
 use mesh_runtime::{CommonArgs, Metrics, Readiness, admin::Admin, cli, drain, listen, shutdown::Signals};
+use tokio::sync::mpsc;
 
 /// Adds Crema's proxy to pods: as a webhook of Kubernetes, or as a filter on YAML files.
 #[derive(Debug, Parser)]
@@ -40,6 +43,11 @@ struct ServeArgs {
     /// Key of that certificate, PEM
     #[arg(long, env = "TLS_KEY", default_value = "/etc/crema/webhook/tls.key", value_name = "FILE")]
     tls_key: PathBuf,
+    /// Or, in a cluster: from citadel.
+    #[command(flatten)]
+    own: OwnCertArgs,
+    #[command(flatten)]
+    cluster: KubeArgs,
     #[command(flatten)]
     inject: InjectArgs,
     #[command(flatten)]
@@ -69,17 +77,26 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let level = args.common.init_logs()?;
     let signals = Signals::new()?;
     let (settings, templates) = args.inject.load()?;
-    let certificate = Certificate::read(Files { cert: args.tls_cert, key: args.tls_key })?;
     let (trigger, watch) = drain::new();
-    let admin = Admin::new("injector", Readiness::new(), Metrics::for_process("injector"), level)
+    let (readiness, metrics) = (Readiness::new(), Metrics::for_process("injector"));
+    let admin = Admin::new("injector", readiness.clone(), metrics.clone(), level)
         .bind(args.common.admin_or_loopback(9444))?;
     let listener = listen::bind(args.listen)?;
     tracing::info!(listen = %listener.local_addr()?, admin = %admin.local_addr(), "webhook is up");
-    let following = certificate.clone();
-    tokio::spawn(async move { following.follow().await });
     tokio::spawn(admin.serve(watch.clone()));
-    let routes = router(Arc::new(Webhook { settings, templates }));
-    tokio::spawn(serve_tls(listener, certificate, routes, watch));
+    let webhook = |told| router(Arc::new(Webhook { settings, templates, told }));
+    if args.cluster.kube {
+        let ready = readiness.condition("certificate", "citadel has not answered yet");
+        let store = cluster::certificate(&args.own, &metrics, ready, watch.clone())?;
+        let (tell, told) = mpsc::channel(64);
+        cluster::keep(store.clone(), told, watch.clone()).await?;
+        tokio::spawn(cluster::serve(listener, store, webhook(Some(tell)), watch));
+    } else {
+        let certificate = Certificate::read(Files { cert: args.tls_cert, key: args.tls_key })?;
+        let following = certificate.clone();
+        tokio::spawn(async move { following.follow().await });
+        tokio::spawn(serve_tls(listener, certificate, webhook(None), watch));
+    }
     signals.drain_on_signal(trigger, args.common.grace()).await;
     Ok(())
 }

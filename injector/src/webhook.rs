@@ -14,9 +14,12 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use mesh_kube::k8s_openapi::api::core::v1::ObjectReference;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::{
+    cluster::Told,
     patch,
     pod::{Outcome, Owner, inject},
     settings::Settings,
@@ -34,6 +37,8 @@ pub struct Webhook {
     pub settings: Settings,
     /// What is added.
     pub templates: Templates,
+    /// Hears what became of reviews; never waited for.
+    pub told: Option<mpsc::Sender<Told>>,
 }
 
 /// The webhook's routes: `/inject` (also below it, as Istio's configurations have it) and `/ready`.
@@ -49,10 +54,22 @@ pub fn router(webhook: Arc<Webhook>) -> Router {
 async fn handle(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
     match serde_json::from_slice::<Value>(&body) {
         Ok(review) => match answer(&webhook, &review) {
-            Ok(answer) => Json(answer).into_response(),
+            Ok(answer) => {
+                webhook.tell(Told::Served);
+                Json(answer).into_response()
+            }
             Err(why) => (StatusCode::BAD_REQUEST, why).into_response(),
         },
         Err(error) => (StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}\n")).into_response(),
+    }
+}
+
+impl Webhook {
+    fn tell(&self, what: Told) {
+        if let Some(told) = &self.told {
+            // A full queue loses an Event, never a review.
+            let _full = told.try_send(what);
+        }
     }
 }
 
@@ -97,10 +114,38 @@ fn reviewed(webhook: &Webhook, request: &Value, response: &mut Value) {
         Ok(Outcome::Skipped(why)) => tracing::info!("{at}: not injected: {why}"),
         Err(error) => {
             tracing::warn!("{at}: refused: {error}");
+            if request.get("dryRun") != Some(&Value::Bool(true)) {
+                let about = Box::new(about(pod, request));
+                webhook.tell(Told::Refused { about, why: format!("{at}: injection failed: {error}") });
+            }
             response["allowed"] = json!(false);
             response["status"] =
                 json!({ "code": 422, "reason": "Invalid", "message": format!("injection failed: {error}") });
         }
+    }
+}
+
+/// What an Event about a refused pod is attached to: its controller, for the pod itself never exists.
+fn about(pod: &Value, request: &Value) -> ObjectReference {
+    let text = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_str).map(str::to_owned);
+    let namespace = text(request, "/namespace");
+    let refs = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    match refs.into_iter().flatten().find(|r| r.get("controller") == Some(&Value::Bool(true))) {
+        Some(owner) => ObjectReference {
+            api_version: text(owner, "/apiVersion"),
+            kind: text(owner, "/kind"),
+            name: text(owner, "/name"),
+            uid: text(owner, "/uid"),
+            namespace,
+            ..ObjectReference::default()
+        },
+        None => ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: text(pod, "/metadata/name"),
+            namespace,
+            ..ObjectReference::default()
+        },
     }
 }
 
@@ -145,7 +190,7 @@ mod tests {
     use super::*;
 
     fn webhook() -> Webhook {
-        Webhook { settings: Settings::default(), templates: Templates::default() }
+        Webhook { settings: Settings::default(), templates: Templates::default(), told: None }
     }
 
     fn review(kind: &str, object: &Value) -> Value {
@@ -184,6 +229,24 @@ mod tests {
         assert!(
             answer["response"]["status"]["message"].as_str().expect("text").contains("excludeInboundPorts")
         );
+    }
+
+    #[tokio::test]
+    async fn a_refused_pod_is_told_about_its_controller_unless_it_was_a_dry_run() {
+        let (told, mut heard) = mpsc::channel(4);
+        let webhook = Webhook { told: Some(told), ..webhook() };
+        let mut bad = pod();
+        bad["metadata"]["annotations"] = json!({ "traffic.sidecar.istio.io/excludeInboundPorts": "http" });
+        let mut dry = review("Pod", &bad);
+        dry["request"]["dryRun"] = json!(true);
+        for review in [dry, review("Pod", &bad)] {
+            answer(&webhook, &review).expect("a review");
+        }
+        let Ok(Told::Refused { about, why }) = heard.try_recv() else { panic!("nothing was told") };
+        assert_eq!((about.kind.as_deref(), about.name.as_deref()), (Some("ReplicaSet"), Some("web-5d4f")));
+        assert_eq!(about.namespace.as_deref(), Some("shop"));
+        assert!(why.contains("pod shop/web") && why.contains("excludeInboundPorts"), "{why}");
+        assert!(heard.try_recv().is_err(), "told twice");
     }
 
     #[test]

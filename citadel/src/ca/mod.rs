@@ -4,6 +4,7 @@
 //! Kept true: one critical SPIFFE URI, no CA, random serial, not before two minutes ago, never beyond the issuer's own end.
 //! Not here: files and their renewal ([`source`]), who the caller is (`caller`).
 
+pub mod files;
 pub mod plugged;
 pub mod request;
 pub mod self_signed;
@@ -191,6 +192,21 @@ impl Authority {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Issued, AuthorityError> {
+        self.sign_named(key, id, &[], ttl, now)
+    }
+
+    /// As [`Self::sign`], with DNS names beside the identity: for servers that callers outside the mesh know by name.
+    ///
+    /// # Errors
+    /// As [`Self::sign`], and when a name is none.
+    pub fn sign_named(
+        &self,
+        key: &impl PublicKeyData,
+        id: &SpiffeId,
+        dns: &[String],
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, AuthorityError> {
         if self.not_after <= now {
             return Err(AuthorityError::Expired);
         }
@@ -202,6 +218,10 @@ impl Authority {
         // No subject: RFC 5280 then makes the alternative name critical, which is what SPIFFE asks for.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(name)];
+        for name in dns {
+            let name = Ia5String::try_from(name.as_str()).map_err(|e| unfit(e.to_string()))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
         params.not_before = (now - CLOCK_SKEW).into();
         params.not_after = not_after.into();
         params.serial_number = Some(SerialNumber::from_slice(&serial));

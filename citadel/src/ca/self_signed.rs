@@ -27,8 +27,8 @@ use crate::files::{self, Readers};
 /// Lifetime of a root: ten years.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// File names in the directory.
-pub(super) const CERT: &str = "ca-cert.pem";
-pub(super) const KEY: &str = "ca-key.pem";
+pub(crate) const CERT: &str = "ca-cert.pem";
+pub(crate) const KEY: &str = "ca-key.pem";
 /// Roots of another authority that are to be trusted as well, while moving from or to it. Optional.
 pub(super) const EXTRA: &str = "extra-roots.pem";
 
@@ -113,10 +113,7 @@ impl SelfSigned {
     fn create_key(&self) -> Result<PrivateKey, AuthorityError> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|source| AuthorityError::Write { path: self.dir.display().to_string(), source })?;
-        let unfit = |e: rcgen::Error| AuthorityError::Unfit { place: "new key".into(), why: e.to_string() };
-        let mut pair = KeyPair::generate().map_err(unfit)?;
-        let key = PrivateKey::from_der(PrivatePkcs8KeyDer::from(pair.serialize_der()).into());
-        zeroize::Zeroize::zeroize(&mut pair);
+        let key = new_key()?;
         self.write(KEY, key.to_pem().as_bytes(), Readers::Owner)?;
         tracing::info!(dir = %self.dir.display(), "made a new root key");
         Ok(key)
@@ -128,18 +125,7 @@ impl SelfSigned {
         key: &PrivateKey,
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
-        let unfit =
-            |e: rcgen::Error| AuthorityError::Unfit { place: path.display().to_string(), why: e.to_string() };
-        let pair = CaKey::of(key).map_err(unfit)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, self.organization.clone());
-        params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = (now + ROOT_LIFETIME).into();
-        params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = params.self_signed(&pair).map_err(unfit)?.der().clone();
+        let root = root_of(key, &self.organization, &path.display().to_string(), now)?;
         self.write(CERT, pem::encode(&root).as_bytes(), Readers::All)?;
         Ok(root)
     }
@@ -149,6 +135,41 @@ impl SelfSigned {
         files::replace(&path, content, readers)
             .map_err(|source| AuthorityError::Write { path: path.display().to_string(), source })
     }
+}
+
+/// A new certificate for a root key, for [`ROOT_LIFETIME`]. `place` names it in errors.
+///
+/// # Errors
+/// When the key cannot sign.
+pub fn root_of(
+    key: &PrivateKey,
+    organization: &str,
+    place: &str,
+    now: SystemTime,
+) -> Result<CertificateDer<'static>, AuthorityError> {
+    let unfit = |e: rcgen::Error| AuthorityError::Unfit { place: place.to_owned(), why: e.to_string() };
+    let pair = CaKey::of(key).map_err(unfit)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, organization);
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + ROOT_LIFETIME).into();
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params.self_signed(&pair).map_err(unfit)?.der().clone())
+}
+
+/// A new root key.
+///
+/// # Errors
+/// When the provider cannot make one.
+pub fn new_key() -> Result<PrivateKey, AuthorityError> {
+    let unfit = |e: rcgen::Error| AuthorityError::Unfit { place: "new key".into(), why: e.to_string() };
+    let mut pair = KeyPair::generate().map_err(unfit)?;
+    let key = PrivateKey::from_der(PrivatePkcs8KeyDer::from(pair.serialize_der()).into());
+    zeroize::Zeroize::zeroize(&mut pair);
+    Ok(key)
 }
 
 /// Group and others have no business with a CA key. Kubernetes mounts may be 0644 in a pod of one user: only a warning.

@@ -16,6 +16,7 @@ use mesh_runtime::{Outage, drain::Watch};
 use tokio::sync::watch;
 
 use super::{Authority, AuthorityError, plugged, self_signed, self_signed::SelfSigned};
+use crate::kube::secrets::Secrets;
 
 /// How often the files are looked at, usually.
 pub const POLL: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ pub enum Source {
     SelfSigned(SelfSigned),
     /// The operator's files.
     Plugged(PathBuf),
+    /// Secrets of a cluster.
+    Secrets(Secrets),
 }
 
 impl Source {
@@ -38,21 +41,19 @@ impl Source {
         match self {
             Self::SelfSigned(own) => own.load(now),
             Self::Plugged(dir) => plugged::load(dir, now),
-        }
-    }
-
-    fn files(&self) -> (&Path, &'static [&'static str]) {
-        match self {
-            Self::SelfSigned(own) => (own.dir(), &[self_signed::CERT, self_signed::KEY, self_signed::EXTRA]),
-            Self::Plugged(dir) => {
-                (dir, &[self_signed::CERT, self_signed::KEY, plugged::CHAIN, plugged::ROOTS])
-            }
+            Self::Secrets(secrets) => secrets.load(now),
         }
     }
 
     /// Changes when any file does. Whole contents, because mounted Secrets change by symlink and keep their times.
     fn fingerprint(&self) -> [u8; 32] {
-        let (dir, names) = self.files();
+        let (dir, names): (&Path, &[&str]) = match self {
+            Self::SelfSigned(own) => (own.dir(), &[self_signed::CERT, self_signed::KEY, self_signed::EXTRA]),
+            Self::Plugged(dir) => {
+                (dir, &[self_signed::CERT, self_signed::KEY, plugged::CHAIN, plugged::ROOTS])
+            }
+            Self::Secrets(secrets) => return sha256(&secrets.parts()),
+        };
         let mut all = Vec::new();
         for name in names {
             let mut content = std::fs::read(dir.join(name)).unwrap_or_default();

@@ -52,6 +52,8 @@ pub struct Options {
     pub poll: std::time::Duration,
     /// Reads the time of day.
     pub clock: Clock,
+    /// Namespace of the mesh's own components, citadel among them.
+    pub mesh_namespace: String,
 }
 
 /// A loaded authority, ready to serve.
@@ -72,7 +74,7 @@ impl Citadel {
         let current = Current::new(options.source.load(now)?);
         let id = options
             .domain
-            .service_account("istio-system", "citadel")
+            .service_account(&options.mesh_namespace, "citadel")
             .map_err(|e| AuthorityError::Unfit { place: "--trust-domain".into(), why: e.to_string() })?;
         let store = CertStore::new(options.domain.clone(), []);
         own::issue(&current, &store, &id, now)?;
@@ -119,6 +121,7 @@ impl Citadel {
 
         let service = CaService::new(current, options.domain, options.tokens, options.lifetimes)
             .limit(PerIdentity::new(options.per_second))
+            .mesh_namespace(&options.mesh_namespace)
             .clock(options.clock)
             .metrics(metrics);
         let service = IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE);

@@ -43,6 +43,8 @@ pub struct CaService {
     issued: Counter,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     complaints: Complaints,
+    /// Namespace of the mesh's own components.
+    mesh_namespace: String,
 }
 
 impl CaService {
@@ -63,7 +65,25 @@ impl CaService {
             issued: Counter::default(),
             refused: Family::default(),
             complaints: Complaints::default(),
+            mesh_namespace: "istio-system".to_owned(),
         }
+    }
+
+    /// Another namespace of the mesh's own components.
+    #[must_use]
+    pub fn mesh_namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.mesh_namespace);
+        self
+    }
+
+    /// What a component of the mesh is called by those who are not in it, as the API server, which calls webhooks by the names of
+    /// their Services: Service and service account have one name. Others get no names.
+    fn names(&self, id: &SpiffeId) -> Vec<String> {
+        if id.namespace() != self.mesh_namespace {
+            return Vec::new();
+        }
+        let base = format!("{}.{}.svc", id.service_account(), id.namespace());
+        vec![format!("{base}.cluster.local"), base]
     }
 
     /// Another limit per identity.
@@ -109,8 +129,8 @@ impl CaService {
         let key = request::public_key(&wanted.csr)?;
         let ttl = self.lifetimes.grant(wanted.validity_duration);
         let authority = self.current.now();
-        let issued =
-            authority.sign(&key, &id, ttl, (self.clock)()).map_err(|e| Refusal::Unable(e.to_string()))?;
+        let issued = authority.sign_named(&key, &id, &self.names(&id), ttl, (self.clock)());
+        let issued = issued.map_err(|e| Refusal::Unable(e.to_string()))?;
         let answer = authority.answer(&issued);
         Ok((id, issued, answer))
     }

@@ -61,6 +61,7 @@ impl Bench {
             per_second,
             poll: POLL,
             clock: Arc::new(SystemTime::now),
+            mesh_namespace: "istio-system".to_owned(),
         })
         .unwrap();
         fs::write(dir.path().join("roots.pem"), citadel.current().now().bundle().to_pem()).unwrap();

@@ -154,7 +154,8 @@ async fn status(world: &World) -> anyhow::Result<Seen> {
         let accepted = |c: &Value| c["status"] == "True";
         let conditions = last["conditions"].as_array().cloned().unwrap_or_default();
         if conditions.iter().any(accepted)
-            && last["observedGeneration"].to_string().trim_matches('"') == generation.to_string()
+            && (last["observedGeneration"] == *generation
+                || last["observedGeneration"] == generation.to_string())
         {
             kubectl.run(&["delete", "serviceentry", "seen"]).await?;
             return Ok(Seen::new(true, last.to_string()));

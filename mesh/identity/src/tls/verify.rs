@@ -1,7 +1,8 @@
 //! Proof of identity: a certificate chain is checked here, and only here a [`Verified`] can be made.
 //!
 //! In: the chain that a peer sent, roots, expected names. Out: [`Verified<SpiffeId>`] within a [`Peer`], or [`BadPeer`].
-//! Kept true: a mesh peer has exactly one name, a SPIFFE URI of an accepted trust domain; anything more or less is refused.
+//! Kept true: a mesh peer has exactly one URI name, a SPIFFE identity of an accepted trust domain; anything less, or more than DNS names,
+//! is refused.
 //! Not here: authorization, which takes the proof and nothing else.
 
 use std::{fmt, ops::Deref, sync::Arc, time::SystemTime};
@@ -99,7 +100,7 @@ pub enum BadPeer {
     #[error("the certificate is malformed")]
     Malformed,
     /// It has no subject alternative name, or several, or another kind.
-    #[error("the certificate must carry exactly one name, a SPIFFE URI; {0}")]
+    #[error("the certificate must carry exactly one URI name, a SPIFFE identity; {0}")]
     Names(String),
     /// The chain does not lead to a trusted root, or is over, or not allowed for this use.
     #[error("the certificate chain is not trusted: {0}")]
@@ -126,22 +127,25 @@ impl From<BadPeer> for Error {
     }
 }
 
-/// The one SPIFFE identity of a certificate (X.509-SVID, section 2: exactly one URI name).
+/// The one SPIFFE identity of a certificate (X.509-SVID, section 2: exactly one URI name; DNS names may stand beside it, as on
+/// the certificates of components that serve webhooks too, and mean nothing here).
 ///
 /// # Errors
-/// When the certificate carries any other name, or the URI is not an identity of the mesh's form.
+/// When the certificate carries a name of another kind, or the URI is not an identity of the mesh's form.
 pub fn sole_spiffe_id(cert: &X509Certificate<'_>) -> Result<SpiffeId, BadPeer> {
     let names = |why: &str| BadPeer::Names(why.to_owned());
     let san = cert
         .subject_alternative_name()
         .map_err(|_| names("its names cannot be read"))?
         .ok_or_else(|| names("it has none"))?;
-    match san.value.general_names.as_slice() {
-        [GeneralName::URI(uri)] => {
+    let mut others = san.value.general_names.iter().filter(|name| !matches!(name, GeneralName::DNSName(_)));
+    match (others.next(), others.next()) {
+        (Some(GeneralName::URI(uri)), None) => {
             uri.parse().map_err(|e: crate::spiffe::BadId| BadPeer::Names(e.to_string()))
         }
-        [_] => Err(names("its name is of another kind")),
-        all => Err(BadPeer::Names(format!("it has {}", all.len()))),
+        (Some(_), None) => Err(names("its name is of another kind")),
+        (None, _) => Err(names("it has none")),
+        (Some(_), Some(_)) => Err(names("it has several")),
     }
 }
 

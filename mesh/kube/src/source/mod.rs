@@ -32,7 +32,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-pub(crate) use watched::Retry;
+pub use watched::Retry;
 use watched::Watched;
 pub use watched::{Generation, Seen};
 

@@ -169,7 +169,7 @@ impl Watched {
 }
 
 /// Waits between attempts of one watch: 200 ms to 5 s, drawn at random, so that many watches do not return together.
-pub(crate) struct Retry(Backoff);
+pub struct Retry(Backoff);
 
 impl Default for Retry {
     fn default() -> Self {
