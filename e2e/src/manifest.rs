@@ -24,6 +24,9 @@ pub struct ManifestArgs {
     /// Tag of the images
     #[arg(long, default_value = env!("CARGO_PKG_VERSION"), value_name = "TAG")]
     pub tag: String,
+    /// Leave the kinds (CustomResourceDefinitions) out: deleting what is left keeps everybody's objects
+    #[arg(long, conflicts_with = "write")]
+    pub without_kinds: bool,
     /// Write deploy/crema.yaml instead of printing
     #[arg(long)]
     pub write: bool,
@@ -35,6 +38,7 @@ impl Default for ManifestArgs {
             namespace: "istio-system".to_owned(),
             hub: "crema".to_owned(),
             tag: env!("CARGO_PKG_VERSION").to_owned(),
+            without_kinds: false,
             write: false,
         }
     }
@@ -67,7 +71,7 @@ pub fn manifest(args: &ManifestArgs) -> anyhow::Result<String> {
         let text = filled(&text, args, &kinds).with_context(|| format!("deploy/manifest/{file}"))?;
         parts.push(text);
         // The kinds come right after the namespace: what follows may be about them.
-        if parts.len() == 1 {
+        if parts.len() == 1 && !args.without_kinds {
             parts.extend(crds.iter().map(|(_, text)| text.clone()));
         }
     }
@@ -281,6 +285,16 @@ mod tests {
         let text = manifest(&args).expect("the parts fit");
         let left = text.lines().filter(|l| l.contains("istio-system") && !l.contains("description"));
         assert_eq!(left.collect::<Vec<_>>(), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn without_kinds_nothing_else_is_missing() {
+        let args = ManifestArgs { without_kinds: true, ..ManifestArgs::default() };
+        let rest = documents(&manifest(&args).expect("the parts fit")).expect("YAML");
+        let kind = |o: &&Value| o["kind"] == "CustomResourceDefinition";
+        let all = objects();
+        assert!(all.iter().any(|o| kind(&o)) && !rest.iter().any(|o| kind(&o)));
+        assert_eq!(rest, all.into_iter().filter(|o| !kind(&o)).collect::<Vec<_>>());
     }
 
     #[test]

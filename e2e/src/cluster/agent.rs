@@ -32,7 +32,6 @@ pub struct Agent {
     namespace: String,
     /// `deploy/NAME` or `pod/NAME`.
     target: String,
-    container: String,
     next: AtomicU64,
     session: tokio::sync::Mutex<Option<Arc<Session>>>,
 }
@@ -48,14 +47,13 @@ struct Session {
 }
 
 impl Agent {
-    /// An agent in a container of `target`; it starts with the first call.
+    /// An agent in the application's container of `target`; it starts with the first call.
     #[must_use]
-    pub fn new(kubectl: Kubectl, namespace: &str, target: &str, container: &str) -> Arc<Self> {
+    pub fn new(kubectl: Kubectl, namespace: &str, target: &str) -> Arc<Self> {
         Arc::new(Self {
             kubectl,
             namespace: namespace.to_owned(),
             target: target.to_owned(),
-            container: container.to_owned(),
             next: AtomicU64::new(1),
             session: tokio::sync::Mutex::default(),
         })
@@ -106,10 +104,10 @@ impl Agent {
     }
 
     fn start(&self) -> anyhow::Result<Session> {
-        let args = ["-n", &self.namespace, "exec", "-i", &self.target, "-c", &self.container, "--"];
+        let args = ["-n", &self.namespace, "exec", "-i", "-q", &self.target, "--"];
         let mut command = self.kubectl.command(&args);
         command.args(["/espresso-shop", "agent"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().context("kubectl does not start")?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             bail!("kubectl without pipes");

@@ -41,6 +41,9 @@ pub struct ClusterArgs {
     /// Leave everything running at the end
     #[arg(long)]
     pub keep: bool,
+    /// Take the mesh and the shop that an earlier run with --keep has left
+    #[arg(long)]
+    pub again: bool,
 }
 
 /// Runs everything; true when all of it held.
@@ -58,12 +61,14 @@ pub async fn play(args: ClusterArgs) -> anyhow::Result<bool> {
     };
     let source = if args.author { Source::Author } else { Source::Own };
     let plan = Plan { kubeconfig: args.kubeconfig.clone(), loader, profile: args.profile, source };
-    let world = World::open(&plan, &|text| println!("{text}")).await?;
-    println!(
-        "installed in {:.1} s; the shop answered {:.1} s after its apply",
-        world.installed.as_secs_f64(),
-        world.answered.as_secs_f64()
-    );
+    let world = match args.again {
+        true => World::found(&plan).await?,
+        false => World::open(&plan, &|text| println!("{text}")).await?,
+    };
+    if let Some((installed, answered)) = world.took {
+        let (installed, answered) = (installed.as_secs_f64(), answered.as_secs_f64());
+        println!("installed in {installed:.1} s; the shop answered {answered:.1} s after its apply");
+    }
     let wanted = |id: &str| args.only.is_empty() || args.only.iter().any(|name| id.contains(name.as_str()));
     let mut bad = 0;
     let mut told = |good: bool, id: &str, text: &str| {
@@ -79,6 +84,7 @@ pub async fn play(args: ClusterArgs) -> anyhow::Result<bool> {
         let seen = suite::run(&world, check).await;
         told(seen.good, check.id, &seen.text);
     }
+    world::open_gateway(&world.shop).await?;
     for disturbance in DISTURBANCES.iter().filter(|d| wanted(d.id)) {
         match disturb::run(&world, disturbance).await {
             Ok(line) => told(line.failures() == 0, disturbance.id, &line.to_string()),

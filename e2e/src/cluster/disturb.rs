@@ -88,7 +88,7 @@ const SHOP: [&str; 4] = [
 const CONTROL: [&str; 4] = ["pilot", "citadel", "mixer", "injector"];
 
 /// All of them, in the order in which they are run.
-pub const DISTURBANCES: [Disturbance; 8] = [
+pub const DISTURBANCES: [Disturbance; 9] = [
     Disturbance { id: "calm", title: "nothing", act: act!(_w => async { pause(10).await; Ok(()) }) },
     Disturbance {
         id: "shop",
@@ -146,6 +146,11 @@ pub const DISTURBANCES: [Disturbance; 8] = [
             }
             scale(&w.cluster, &CONTROL, 1).await
         }),
+    },
+    Disturbance {
+        id: "roots",
+        title: "a new root rotated in, in three steps",
+        act: act!(w => super::roots::rotate(&w.cluster)),
     },
     Disturbance {
         id: "upgrade",

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod command;
 pub mod disturb;
 pub mod kubectl;
+pub mod roots;
 pub mod suite;
 pub mod world;
 
@@ -145,15 +146,15 @@ impl Cluster {
     /// Calls from outside the mesh.
     #[must_use]
     pub fn outside(&self) -> Arc<Agent> {
-        self.agent(OUTSIDE, "deploy/client", "client")
+        self.agent(OUTSIDE, "deploy/client")
     }
 
-    /// Calls from a container of a workload.
+    /// Calls from a workload.
     #[must_use]
-    pub fn agent(&self, namespace: &str, target: &str, container: &str) -> Arc<Agent> {
+    pub fn agent(&self, namespace: &str, target: &str) -> Arc<Agent> {
         let mut agents = self.0.agents.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (namespace.to_owned(), target.to_owned());
-        let made = || Agent::new(self.0.kubectl.clone(), namespace, target, container);
+        let made = || Agent::new(self.0.kubectl.clone(), namespace, target);
         Arc::clone(agents.entry(key).or_insert_with(made))
     }
 

@@ -17,7 +17,7 @@ use crate::{
     manifest::ManifestArgs,
     node::until,
     peers,
-    scenarios::{Shop, Source},
+    scenarios::{Shop, Source, place::Place},
 };
 
 /// What to test in, and how.
@@ -40,10 +40,8 @@ pub struct World {
     pub cluster: Cluster,
     /// The shop in it.
     pub shop: Shop,
-    /// From `kubectl apply` of the manifest until every component was ready.
-    pub installed: Duration,
-    /// From `kubectl apply` of the shop until it answered through the gateway.
-    pub answered: Duration,
+    /// From `kubectl apply` of the manifest until every component was ready, and of the shop until it answered through the gateway.
+    pub took: Option<(Duration, Duration)>,
 }
 
 /// A second tag that every image has: an upgrade without a second build.
@@ -93,13 +91,28 @@ impl World {
         let shop = Shop::open_in(cluster.clone(), plan.source).await?;
         start_caller(&cluster).await?;
         let answered = first_page(&shop, began).await?;
-        Ok(Self { cluster, shop, installed, answered })
+        // The talk opens it again.
+        shop.place.take(GATEWAY).await?;
+        Ok(Self { cluster, shop, took: Some((installed, answered)) })
+    }
+
+    /// What an earlier run has left, without the objects of its scenarios.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub async fn found(plan: &Plan) -> anyhow::Result<Self> {
+        let cluster = Cluster::new(plan.kubeconfig.clone())?;
+        let kinds = "virtualservices.networking.istio.io,destinationrules.networking.istio.io,gateways.networking.istio.io,\
+                     rules.config.istio.io,deniers.config.istio.io,checknothings.config.istio.io,policies.authentication.istio.io";
+        cluster.kubectl().run(&["delete", kinds, "--all", "-n", "default"]).await?;
+        let shop = Shop { place: Place::Cluster(cluster.clone()), source: plan.source };
+        Ok(Self { cluster, shop, took: None })
     }
 
     /// A client in the mesh that no disturbance restarts.
     #[must_use]
     pub fn caller(&self) -> Arc<Agent> {
-        self.cluster.agent("default", "deploy/caller", "caller")
+        self.cluster.agent("default", "deploy/caller")
     }
 }
 
@@ -140,11 +153,22 @@ async fn start_caller(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.rolled_out("default", &["caller"]).await
 }
 
+/// Name of the file that opens the gateway, as the talk names it.
+const GATEWAY: &str = "gateway-gateway.yaml";
+
+/// Opens the gateway for the shop.
+///
+/// # Errors
+/// When it is refused.
+pub async fn open_gateway(shop: &Shop) -> anyhow::Result<()> {
+    let path = peers::root().join("deploy/espresso-shop/gateway.yaml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    shop.place.put(GATEWAY, &text).await
+}
+
 /// Opens the gateway and asks for the first page until it comes.
 async fn first_page(shop: &Shop, began: Instant) -> anyhow::Result<Duration> {
-    let gateway = peers::root().join("deploy/espresso-shop/gateway.yaml");
-    let text = std::fs::read_to_string(&gateway).context("the shop's gateway")?;
-    shop.place.put("gateway-gateway.yaml", &text).await?;
+    open_gateway(shop).await?;
     let mut last = String::new();
     while began.elapsed() < Duration::from_secs(120) {
         match shop.at_gateway("/")?.send().await {
@@ -162,9 +186,9 @@ async fn first_page(shop: &Shop, began: Instant) -> anyhow::Result<Duration> {
 
 async fn shop_pods(shop: &Shop) -> String {
     match &shop.place {
-        crate::scenarios::place::Place::Cluster(cluster) => {
+        Place::Cluster(cluster) => {
             cluster.kubectl().run(&["get", "pods", "-A", "-o", "wide"]).await.unwrap_or_default()
         }
-        crate::scenarios::place::Place::Local(_) => String::new(),
+        Place::Local(_) => String::new(),
     }
 }

@@ -22,8 +22,8 @@ pub enum Place {
     Cluster(Cluster),
 }
 
-/// Names of the shop's Deployments are `app` labels, and names of containers, but for the versions of reviews.
-fn container(deployment: &str) -> &str {
+/// The `app` label of the shop's Deployments: their names, but for the versions of reviews.
+fn app(deployment: &str) -> &str {
     deployment.trim_end_matches("-v1").trim_end_matches("-v2")
 }
 
@@ -98,7 +98,7 @@ impl Place {
             Self::Local(node) => node.call_from(deployment, url),
             Self::Cluster(cluster) => {
                 let target = format!("deploy/{deployment}");
-                Ok(cluster.agent("default", &target, container(deployment)).get(url))
+                Ok(cluster.agent("default", &target).get(url))
             }
         }
     }
@@ -146,7 +146,7 @@ impl Place {
                 Ok(Call::get(format!("http://{}:{port}{path}", pod.ip)))
             }
             Self::Cluster(cluster) => {
-                let ips = cluster.pod_ips("default", container(deployment)).await?;
+                let ips = cluster.pod_ips("default", app(deployment)).await?;
                 let ip = ips.first().with_context(|| format!("{deployment} has no pod"))?;
                 Ok(cluster.outside().get(&format!("http://{ip}:80{path}")))
             }
