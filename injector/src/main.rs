@@ -27,9 +27,9 @@ struct Command {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Answer Kubernetes' admission reviews over HTTPS (`POST /inject`).
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Add the proxy to the pods of YAML files; every other byte stays as it is.
-    Inject(FileArgs),
+    Inject(Box<FileArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -68,7 +68,7 @@ fn run() -> anyhow::Result<()> {
     match cli::parse::<Command>().verb {
         Verb::Inject(args) => args.run(),
         Verb::Serve(args) => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(args))
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(*args))
         }
     }
 }
