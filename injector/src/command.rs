@@ -44,6 +44,9 @@ pub struct InjectArgs {
     /// Run the proxy as an init container that restarts (Kubernetes 1.29 and later)
     #[arg(long, env = "NATIVE_SIDECARS", value_name = "BOOL", action = ArgAction::Set)]
     pub native_sidecars: Option<bool>,
+    /// How long applications without a preStop hook serve on after their pod was told to end, in seconds (Kubernetes 1.30 and later)
+    #[arg(long, env = "APP_PRE_STOP_SECONDS", value_name = "SECONDS")]
+    pub app_pre_stop_seconds: Option<u32>,
     /// How traffic reaches the proxy: redirect (captured) or none (applications use it as HTTP proxy)
     #[arg(long, env = "INTERCEPTION_MODE", value_enum, value_name = "MODE")]
     pub interception_mode: Option<Mode>,
@@ -86,6 +89,7 @@ impl InjectArgs {
             settings.proxy_config.insert("discoveryAddress".to_owned(), json!(address));
         }
         settings.native_sidecars = self.native_sidecars.unwrap_or(settings.native_sidecars);
+        settings.app_pre_stop_seconds = self.app_pre_stop_seconds.unwrap_or(settings.app_pre_stop_seconds);
         settings.interception_mode = match self.interception_mode {
             Some(Mode::Redirect) => InterceptionMode::Redirect,
             Some(Mode::None) => InterceptionMode::None,

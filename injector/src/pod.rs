@@ -89,6 +89,7 @@ pub fn inject(
     };
     let values = values(&pod, owner, settings, &wishes, &probers)?;
     user_volumes(&mut pod, &wishes);
+    stop_later(&mut pod, settings.app_pre_stop_seconds);
     let mut added = Added::default();
     for name in &wishes.templates {
         let Some(filled) = templates.fill(name, &values) else {
@@ -367,6 +368,23 @@ fn user_volumes(pod: &mut Value, wishes: &Wishes) {
 }
 
 /// `metadata.labels` or `metadata.annotations`, made where missing.
+/// Lets applications serve on for a moment when their pod is to end: until then its callers have not heard of it, and an application
+/// that closes its port at once turns their last requests away. Who has a preStop hook of their own knows better; a pod that has
+/// little time to end keeps it.
+fn stop_later(pod: &mut Value, seconds: u32) {
+    let grace = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(30);
+    if seconds == 0 || grace < 4 * u64::from(seconds) {
+        return;
+    }
+    let Some(list) = pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut) else { return };
+    for container in
+        list.iter_mut().filter(|c| name_of(c) != PROXY && c.pointer("/lifecycle/preStop").is_none())
+    {
+        object_in(container, "lifecycle")
+            .insert("preStop".to_owned(), json!({ "sleep": { "seconds": seconds } }));
+    }
+}
+
 fn metadata<'a>(pod: &'a mut Value, group: &str) -> &'a mut Map<String, Value> {
     object(object_in(pod, "metadata"), group)
 }

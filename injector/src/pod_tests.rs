@@ -268,3 +268,25 @@ fn a_skipped_pod_says_why_and_a_broken_one_is_an_error() {
         assert!(matches!(got, Err(InjectError::NotAPod(_))), "{broken}");
     }
 }
+
+#[test]
+fn applications_without_a_pre_stop_hook_serve_on_when_the_operator_says_so() {
+    let settings = Settings { app_pre_stop_seconds: 3, ..Settings::default() };
+    let hook = |pod: &Value| pod.pointer("/spec/containers/0/lifecycle/preStop").cloned();
+    let sleeps = Some(json!({ "sleep": { "seconds": 3 } }));
+    assert_eq!(hook(&injected(&pod(), &settings)), sleeps);
+    assert_eq!(hook(&injected(&pod(), &Settings::default())), None, "not unless asked for");
+
+    let own = json!({ "exec": { "command": ["bye"] } });
+    let mut with = pod();
+    with["spec"]["containers"][0]["lifecycle"] = json!({ "preStop": own });
+    assert_eq!(hook(&injected(&with, &settings)), Some(own), "who has one keeps it");
+
+    for (grace, want) in [(11, None), (12, sleeps)] {
+        let mut hasty = pod();
+        hasty["spec"]["terminationGracePeriodSeconds"] = json!(grace);
+        assert_eq!(hook(&injected(&hasty, &settings)), want, "{grace} s to end");
+    }
+    let once = injected(&pod(), &settings);
+    assert_eq!(hook(&once), hook(&injected(&once, &settings)), "again");
+}
