@@ -5,14 +5,17 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use mesh_traffic::{
     Cluster, Endpoints, Listener, RouteConfiguration, VirtualHost,
     names::Name,
     tls::Secret,
     wire::{self, Reject},
 };
-use prost::Message;
+use prost::{
+    DecodeError, Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
 use xds::{
     envoy::{
         config::{
@@ -128,7 +131,7 @@ impl Resource {
                 (one.name.clone(), Body::Listener(Arc::new(one)))
             }
             Kind::Route => {
-                let one = wire::route_configuration(message::<route::RouteConfiguration>(&raw)?)?;
+                let one = route_configuration(&raw)?;
                 (one.name.clone(), Body::Route(Arc::new(one)))
             }
             Kind::VirtualHost => {
@@ -150,6 +153,63 @@ impl Resource {
             Body::Listener(_) => Kind::Listener,
             Body::Route(_) => Kind::Route,
             Body::VirtualHost(_) => Kind::VirtualHost,
+        }
+    }
+}
+
+/// Tag of `RouteConfiguration.virtual_hosts`.
+const VIRTUAL_HOSTS: u32 = 2;
+
+/// Decodes routes one virtual host after the other: thousands of them as messages at once would take ten times the memory of what they mean.
+fn route_configuration(raw: &Bytes) -> Result<RouteConfiguration, Reject> {
+    let broken = |error: DecodeError| Reject::new(format!("does not decode: {error}"));
+    let (mut rest, mut hosts, mut left) = (BytesMut::new(), Vec::new(), raw.clone());
+    while left.has_remaining() {
+        let field = left.clone();
+        let (tag, kind) = decode_key(&mut left).map_err(broken)?;
+        if tag != VIRTUAL_HOSTS || kind != WireType::LengthDelimited {
+            skip_field(kind, tag, &mut left, DecodeContext::default()).map_err(broken)?;
+            rest.extend_from_slice(&field[..field.len() - left.len()]);
+            continue;
+        }
+        let length = usize::try_from(decode_varint(&mut left).map_err(broken)?).unwrap_or(usize::MAX);
+        if length > left.remaining() {
+            return Err(Reject::new("does not decode: a virtual host longer than its configuration"));
+        }
+        let host = route::VirtualHost::decode(left.split_to(length)).map_err(broken)?;
+        let at = format!("virtual_hosts[{}]", hosts.len());
+        hosts.push(Arc::new(wire::virtual_host(host).map_err(|reject| reject.at(at))?));
+    }
+    hosts.shrink_to_fit();
+    let mut routes = wire::route_configuration(route::RouteConfiguration::decode(rest).map_err(broken)?)?;
+    routes.virtual_hosts = hosts;
+    Ok(routes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_decoded_host_by_host_are_the_routes_decoded_at_once() {
+        let host = |name: &str| route::VirtualHost {
+            name: name.to_owned(),
+            domains: vec![name.to_owned(), format!("{name}:80")],
+            ..route::VirtualHost::default()
+        };
+        let wire = route::RouteConfiguration {
+            name: "8080".to_owned(),
+            virtual_hosts: vec![host("a"), host("b")],
+            ignore_port_in_host_matching: true,
+            request_headers_to_remove: vec!["x-a".to_owned()],
+            ..route::RouteConfiguration::default()
+        };
+        let raw = Bytes::from(wire.encode_to_vec());
+        let one = route_configuration(&raw).expect("routes");
+        assert_eq!(one, wire::route_configuration(wire).expect("routes"));
+        for cut in 1..raw.len() {
+            // Never a panic; a cut between two fields is a shorter configuration.
+            let _ = route_configuration(&raw.slice(..cut));
         }
     }
 }
