@@ -181,7 +181,7 @@ mod tests {
     use mesh_kube::kube::api::ObjectMeta;
 
     fn space(name: &str, ending: bool) -> Namespace {
-        let deletion_timestamp = ending.then(|| Time(mesh_kube::k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        let deletion_timestamp = ending.then_some(Time(mesh_kube::k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
         let metadata =
             ObjectMeta { name: Some(name.to_owned()), deletion_timestamp, ..ObjectMeta::default() };
         Namespace { metadata, ..Namespace::default() }
