@@ -158,7 +158,8 @@ impl Claim {
             addresses,
             capture,
             vhds: self.vhds,
-            verified: peer.identity.is_some(),
+            // Without a pod, role and labels are what the node says of itself: no ground to give private keys to.
+            verified: peer.identity.is_some() && pod.is_some(),
         })
     }
 }

@@ -140,7 +140,7 @@ impl ClusterState {
                 _ => Self::host(&common, Arc::clone(endpoint)),
             })
             .collect();
-        if common.detector.is_on() {
+        if Self::remembers(&common) {
             common.detector.keep(|address| hosts.iter().any(|host| host.endpoint.address == *address));
         }
         let turn = Cell::new(earlier.map_or(0, |earlier| earlier.turn.get()));
@@ -155,9 +155,13 @@ impl ClusterState {
         Self { common, name, service, endpoints, set, hosts, originals, turn }
     }
 
+    /// Whether workers share a record of each endpoint: only then is there anything to keep, and to forget.
+    fn remembers(common: &Common) -> bool {
+        common.detector.is_on() || common.usage.counts_connections()
+    }
+
     fn host(common: &Common, endpoint: Arc<Endpoint>) -> Rc<Host> {
-        let shared = common.detector.is_on() || common.usage.counts_connections();
-        let record = if shared { common.detector.record(&endpoint.address) } else { Arc::default() };
+        let record = if Self::remembers(common) { common.detector.record(&endpoint.address) } else { Arc::default() };
         Rc::new(Host { endpoint, pool: Pool::default(), active: Cell::new(0), record })
     }
 

@@ -344,6 +344,17 @@ impl BodySender {
         }
     }
 
+    /// Puts the frame into a free slot; `false` if there is none, or if the reader is gone.
+    pub fn try_send(&mut self, frame: Frame) -> bool {
+        let mut channel = self.0.borrow_mut();
+        let free = !channel.reader_gone && channel.frames.len() < channel.slots;
+        if free {
+            channel.frames.push_back(frame);
+            channel.wake_reader();
+        }
+        free
+    }
+
     /// Waits until a frame can be sent without waiting; `false` if the reader is gone.
     pub async fn ready(&mut self) -> bool {
         poll_fn(|cx| {

@@ -72,7 +72,7 @@ pub async fn route(
     let asked = forward.cors.as_ref().map(|_| request.head.clone());
     words.rewrite(exchange, timeout, &mut request.head);
     if !forward.mirrors.is_empty() {
-        request = Box::pin(mirror::send(exchange, view, forward, request)).await;
+        request = mirror::send(exchange, view, forward, request);
     }
 
     let started = Instant::now();

@@ -164,7 +164,6 @@ fn what_a_request_keeps_while_it_waits_is_small() {
         ("a pooled connection", 256, size(|| balance::pool::acquire(any(), any(), any(), any(), any()))),
         ("asking for permission", 160, size(|| http::ext_authz::run(any(), any(), any(), any(), any()))),
         ("CONNECT", 3000, size(|| http::connect::serve(any(), any(), any(), any()))),
-        ("a mirror", 800, size(|| http::mirror::send(any(), any(), any(), any()))),
         ("a new connection", 2300, size(|| balance::connect::open(any(), any(), any(), any(), any(), any()))),
     ];
     println!("{sizes:?}");

@@ -4,7 +4,7 @@
 //! Not here: failures (`faults`), identity (`security`).
 
 use super::*;
-use crate::codec::Upgraded;
+use crate::codec::{Frame, Upgraded};
 use mesh_traffic::{
     cluster::Protocol as Spoken,
     listener::Tracing,
@@ -99,6 +99,50 @@ fn traces_begin_at_the_first_hop_and_go_on_at_the_next() {
         assert_eq!(b.2, a.1, "the second hop's parent is the first");
         assert_eq!(seen.get_str("x-b3-spanid"), Some(b.1.as_str()));
         assert_eq!(seen.get_str("x-b3-sampled"), Some("1"));
+    });
+}
+
+#[test]
+fn a_mirrored_body_of_unknown_length_reaches_the_request_and_the_copy_whole() {
+    const PARTS: usize = 20;
+    let part = |n: usize| vec![b'a' + u8::try_from(n).expect("few"); 10_000];
+    let whole: Vec<u8> = (0..PARTS).flat_map(part).collect();
+    block_on(async {
+        let arrived = Rc::new(RefCell::new(Vec::new()));
+        let serve = |name: &'static str| {
+            let arrived = Rc::clone(&arrived);
+            upstream(move |_, request| {
+                let arrived = Rc::clone(&arrived);
+                async move {
+                    let (body, _) = request.body.collect(1 << 20).await.expect("whole");
+                    arrived.borrow_mut().push((name, body.to_vec()));
+                    Response::new(StatusCode::OK)
+                }
+            })
+        };
+        let ((up, _), (copy, _)) = (serve("request").await, serve("copy").await);
+        let one = route("c", |forward| {
+            forward.mirrors = vec![Mirror { cluster: "m".into(), per_million: 1_000_000 }];
+        });
+        let mirror = Cluster { name: "m".into(), ..cluster(&[copy]) };
+        let mesh =
+            Mesh::start(snapshot(manager(vec![]), routes(vec![one]), vec![cluster(&[up]), mirror])).await;
+        let (mut sender, body) = Body::channel(1);
+        let writer = async {
+            for n in 0..PARTS {
+                assert!(sender.send(Frame::Data(part(n).into())).await.is_ok());
+            }
+            sender.finish();
+        };
+        let head = Head::request(Method::POST, "shop", "/");
+        let (answer, ()) = tokio::join!(mesh.send(Request { head, body }), writer);
+        assert_eq!(answer.status, 200);
+        while arrived.borrow().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        for (name, body) in &*arrived.borrow() {
+            assert!(*body == whole, "{name}: {} bytes", body.len());
+        }
     });
 }
 
