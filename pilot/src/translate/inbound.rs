@@ -23,7 +23,7 @@ use mesh_traffic::{
     endpoint::{Address, Endpoint, Endpoints},
     filter::{ExtAuthz, ExtAuthzPerRoute, FilterConfig, HttpFilter, PerRoute},
     listener::{FilterChain, Inspect, RouteSource, Terminal, Transport},
-    names::{ClusterName, Direction, INBOUND_PASSTHROUGH, Name, VIRTUAL_INBOUND},
+    names::{BLACK_HOLE, ClusterName, Direction, INBOUND_PASSTHROUGH, Name, VIRTUAL_INBOUND},
     route::{Action, Forward, HeaderOps, Route, RouteConfiguration, RouteMatch, Target, VirtualHost},
 };
 use std::{
@@ -157,13 +157,8 @@ impl Translator {
             true,
         );
         // A connection to the listener's own port would come back to it for ever.
-        let mut own = chain(
-            "virtualInbound-blackhole",
-            self.tcp(
-                mesh_traffic::names::BLACK_HOLE,
-                Target::Cluster(mesh_traffic::names::BLACK_HOLE.into()),
-            ),
-        );
+        let mut own =
+            chain("virtualInbound-blackhole", self.tcp(BLACK_HOLE, Target::Cluster(BLACK_HOLE.into())));
         own.matcher.port = Some(port);
         all.chains.push(Arc::new(own));
         all.chains.extend(chains);
@@ -314,6 +309,22 @@ impl Translator {
         (out.into_iter().map(Arc::new).collect(), sources)
     }
 
+    /// Whom a rule's requests are asked about. Without a policy service they go nowhere, and are refused unless `policyCheckFailOpen`
+    /// says otherwise: a rule that is in force for nobody's knowledge would be worse.
+    fn policy_cluster(&self, rule: &Arc<str>) -> Name {
+        match policy_host(&self.model) {
+            Some((host, port)) => ClusterName::outbound(port, "", &host).to_string().into(),
+            None => {
+                let root = self.model.snapshot.root_namespace();
+                let why = format!(
+                    "nobody can be asked: there is no Service mixer with port 9091 in {root}, and mixerCheckServer names no other"
+                );
+                self.problem(rule, "spec.actions", why);
+                BLACK_HOLE.into()
+            }
+        }
+    }
+
     fn inbound_http(
         &self,
         proxy: &Proxy,
@@ -325,8 +336,8 @@ impl Translator {
             port => ClusterName::inbound(port).to_string(),
         };
         let host = one.services.first();
-        let asks = policy::checked(&self.model, &proxy.namespace, &proxy.labels)
-            .and_then(|_| policy_host(&self.model));
+        let rule = policy::checked(&self.model, &proxy.namespace, &proxy.labels);
+        let asks = rule.map(|rule| self.policy_cluster(&rule));
         let route = Route {
             name: "default".into(),
             matcher: RouteMatch::default(),
@@ -357,9 +368,9 @@ impl Translator {
             ..RouteConfiguration::default()
         };
         let mut filters: Vec<HttpFilter> = layer.http();
-        if let Some((host, port)) = asks {
+        if let Some(cluster) = asks {
             let ask = ExtAuthz {
-                cluster: ClusterName::outbound(port, "", &host).to_string().into(),
+                cluster,
                 timeout: POLICY_TIMEOUT,
                 fail_open: self.model.mesh().policy_check_fail_open,
                 status_on_error: 503,

@@ -435,6 +435,24 @@ fn mixer_is_asked_before_requests_only_where_a_rule_can_apply() {
 }
 
 #[test]
+fn a_rule_that_nobody_can_be_asked_about_closes_and_is_reported() {
+    let (rule, _) = DENIER.split_once("\n---\napiVersion: v1\n").expect("the rule, then its Service");
+    let translator = Translator::new(model(&(base() + rule + "\n")));
+    let part = translator.whole(&sidecar(&translator.model, "web-1"));
+    let listener = &part.listeners["virtualInbound"].value;
+    let asked = listener.managers().flat_map(|m| &m.filters).find_map(|f| match &f.config {
+        FilterConfig::ExtAuthz(ask) => Some((ask.cluster.clone(), ask.fail_open, ask.status_on_error)),
+        _ => None,
+    });
+    assert_eq!(asked, Some(("BlackHoleCluster".into(), false, 503)));
+    let problems = translator.problems();
+    assert!(
+        problems.iter().any(|p| p.field == "spec.actions" && p.why.contains("no Service mixer")),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn a_gateway_listens_at_the_target_port_and_merges_services_of_one_host_catch_alls_last() {
     let gateway = "---\napiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: istio-system}\nspec: {selector: {istio: \
                    gw}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: \

@@ -161,7 +161,8 @@ impl ClusterState {
     }
 
     fn host(common: &Common, endpoint: Arc<Endpoint>) -> Rc<Host> {
-        let record = if Self::remembers(common) { common.detector.record(&endpoint.address) } else { Arc::default() };
+        let record =
+            if Self::remembers(common) { common.detector.record(&endpoint.address) } else { Arc::default() };
         Rc::new(Host { endpoint, pool: Pool::default(), active: Cell::new(0), record })
     }
 
