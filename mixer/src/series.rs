@@ -149,8 +149,11 @@ impl SeriesState {
     }
 
     /// Takes cumulative HTTP values.
-    pub fn http(&mut self, now: HttpSeries, generation: &Generation, counters: &Counters) {
+    pub fn http(&mut self, mut now: HttpSeries, generation: &Generation, counters: &Counters) {
         self.aim(generation, counters);
+        fold(&mut now.duration_ms, Unit::Milliseconds);
+        fold(&mut now.request_bytes, Unit::Bytes);
+        fold(&mut now.response_bytes, Unit::Bytes);
         let before = match &self.counted {
             Counted::Http(before) => before.clone(),
             _ => HttpSeries::default(),
@@ -280,6 +283,18 @@ impl Target {
     }
 }
 
+/// Buckets beyond those that there are count as the last: what is kept of a peer's histogram has our length, not the peer's.
+fn fold(histogram: &mut Option<Histogram>, unit: Unit) {
+    let Some(histogram) = histogram else { return };
+    let size = unit.bounds().len() + 1;
+    if histogram.counts.len() > size {
+        let beyond = histogram.counts[size..].iter().fold(0_u64, |sum, count| sum.saturating_add(*count));
+        histogram.counts.truncate(size);
+        histogram.counts[size - 1] = histogram.counts[size - 1].saturating_add(beyond);
+        histogram.counts.shrink_to_fit();
+    }
+}
+
 fn difference(now: Option<&Histogram>, before: Option<&Histogram>, unit: Unit) -> Sample {
     let size = unit.bounds().len() + 1;
     let (empty, mut counts) = (Histogram::default(), vec![0; size]);
@@ -290,4 +305,23 @@ fn difference(now: Option<&Histogram>, before: Option<&Histogram>, unit: Unit) -
     }
     let sum = (now.sum - before.sum).max(0.0);
     Sample::Many(Arc::new(Observations { unit, counts, sum }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_of_any_length_is_kept_at_ours_and_loses_no_count() {
+        for unit in [Unit::Milliseconds, Unit::Bytes] {
+            let size = unit.bounds().len() + 1;
+            for length in [0, 1, size, size + 1, 100_000] {
+                let mut histogram = Some(Histogram { counts: vec![1; length], sum: 1.0 });
+                fold(&mut histogram, unit);
+                let counts = histogram.expect("it stays").counts;
+                assert!(counts.len() <= size && counts.capacity() <= size.max(length.min(size)), "{length}");
+                assert_eq!(counts.iter().sum::<u64>(), u64::try_from(length).expect("small"), "{length}");
+            }
+        }
+    }
 }

@@ -198,14 +198,14 @@ async fn ask(
     let policy =
         RetryPolicy { on, base_backoff, avoid_previous: true, max_picks: 5, ..RetryPolicy::default() };
     let shadow = Exchange::shadow(exchange);
-    let deadline = Some(Instant::now() + settings.timeout);
     let mut tries = Tries {
         exchange: &shadow,
         view,
         state: Rc::clone(&state),
         policy: &policy,
         hash: None,
-        deadline,
+        timeout: Some(settings.timeout),
+        deadline: None,
         attempt_count: false,
     };
     let request = Request { head: ask, body: Body::full(body.freeze()) };

@@ -54,6 +54,7 @@ pub fn send(exchange: &Rc<Exchange>, view: &Rc<View>, forward: &Forward, request
                 state: Rc::clone(&state),
                 policy: &policy,
                 hash: None,
+                timeout: None,
                 deadline: None,
                 attempt_count: false,
             };

@@ -76,13 +76,13 @@ pub async fn route(
     }
 
     let started = Instant::now();
-    let deadline = timeout.map(|timeout| started + timeout);
     let attempt_count = choice.host.include_attempt_count;
     let own = Rc::clone(&state);
-    let mut tries = Tries { exchange, view, state: own, policy: &policy, hash, deadline, attempt_count };
+    let mut tries =
+        Tries { exchange, view, state: own, policy: &policy, hash, timeout, deadline: None, attempt_count };
     match tries.run(request).await {
         Ok(response) => {
-            let mut response = limit(exchange, response, deadline);
+            let mut response = limit(exchange, response, tries.deadline);
             words.answered(exchange, started, asked.as_ref(), &mut response.head);
             response
         }
@@ -285,7 +285,9 @@ pub struct Tries<'a> {
     pub policy: &'a RetryPolicy,
     /// Key of a consistent hash.
     pub hash: Option<u64>,
-    /// When the route's timeout is over.
+    /// The route's timeout, which begins when the whole request has arrived (Envoy).
+    pub timeout: Option<Duration>,
+    /// When it is over; known once there is an answer.
     pub deadline: Option<Instant>,
     /// Numbers the tries for the upstream.
     pub attempt_count: bool,
@@ -297,25 +299,28 @@ impl Tries<'_> {
     /// # Errors
     /// Why there is none.
     pub async fn run(&mut self, request: Request) -> Result<Response, Failure> {
-        let Some(deadline) = self.deadline else { return self.all(request).await };
-        match tokio::time::timeout_at(deadline, self.all(request)).await {
-            Ok(result) => result,
-            Err(_) => {
-                let failure = Failure::new(Kind::Timeout, "the route's timeout has passed");
-                if let Some(upstream) = &self.exchange.story.borrow().upstream {
-                    let slow = self.state.hosts().find(|(host, _)| host.address() == Some(upstream.address));
-                    if let Some((host, _)) = slow {
-                        self.state.note(&host, Sign::Local);
-                    }
+        let Request { head, body } = request;
+        let replay = Replay::new(body);
+        let Some(timeout) = self.timeout else { return self.all(head, &replay).await };
+        let over = after(&replay, timeout);
+        let answered = tokio::select! {
+            biased;
+            result = self.all(head, &replay) => Some(result),
+            () = over => None,
+        };
+        self.deadline = Some(replay.completed().unwrap_or_else(Instant::now) + timeout);
+        answered.unwrap_or_else(|| {
+            if let Some(upstream) = &self.exchange.story.borrow().upstream {
+                let slow = self.state.hosts().find(|(host, _)| host.address() == Some(upstream.address));
+                if let Some((host, _)) = slow {
+                    self.state.note(&host, Sign::Local);
                 }
-                Err(failure)
             }
-        }
+            Err(Failure::new(Kind::Timeout, "the route's timeout has passed"))
+        })
     }
 
-    async fn all(&mut self, request: Request) -> Result<Response, Failure> {
-        let Request { mut head, body } = request;
-        let replay = Replay::new(body);
+    async fn all(&mut self, mut head: Head, replay: &Replay) -> Result<Response, Failure> {
         let mut tried: Vec<Rc<Host>> = Vec::new();
         let mut retry = 0;
         let stats = Arc::clone(&self.state.common.stats);
@@ -325,7 +330,7 @@ impl Tries<'_> {
             if self.attempt_count {
                 head.set(Known::XEnvoyAttemptCount, itoa::Buffer::new().format(retry + 1));
             }
-            let mut result = self.one(&head, &replay, &mut tried).await;
+            let mut result = self.one(&head, replay, &mut tried).await;
             let unreached = result.as_mut().is_ok_and(|response| {
                 response.head.remove(UNREACHED) && response.head.status() == StatusCode::SERVICE_UNAVAILABLE
             });
@@ -399,9 +404,11 @@ impl Tries<'_> {
         let sending = self.send(&host, head, replay);
         let result = match self.policy.per_try {
             None => sending.await,
-            Some(limit) => tokio::time::timeout(limit, sending)
-                .await
-                .unwrap_or_else(|_| Err(Failure::new(Kind::TryTimeout, "the try's timeout has passed"))),
+            Some(limit) => tokio::select! {
+                biased;
+                result = sending => result,
+                () = after(replay, limit) => Err(Failure::new(Kind::TryTimeout, "the try's timeout has passed")),
+            },
         };
         let sign = match &result {
             Ok(response) => Some(Sign::Status(response.head.status().as_u16())),
@@ -469,6 +476,12 @@ fn spoken(state: &ClusterState, head: &Head) -> Spoken {
         Protocol::Downstream if head.version() == Version::Http2 => Spoken::Http2,
         Protocol::Downstream => Spoken::Http1,
     }
+}
+
+/// Waits for a time from now, but not before the whole request has arrived: an upload is not the upstream's slowness.
+async fn after(replay: &Replay, time: Duration) {
+    replay.complete().await;
+    tokio::time::sleep(time).await;
 }
 
 /// Ends an answer that is still streaming when the route's timeout passes.

@@ -8,6 +8,7 @@ use mesh_traffic::{
     cluster::{Discovery, Limits as ClusterLimits},
     filter::{Abort, AbortWith, Delay, ExtAuthz, Fault},
     rbac::{Effect, Policy, Rbac, Rule},
+    retry::RetryPolicy,
     route::{Direct, Redirect},
 };
 use tokio::time::Instant;
@@ -203,6 +204,49 @@ fn redirects_and_direct_answers_reach_no_upstream() {
             assert_eq!(answer.head.get_str("location"), location);
         }
         assert!(seen.borrow().is_empty());
+    });
+}
+
+/// Envoy's clocks begin with the end of the request: an upload takes as long as it takes.
+#[test]
+fn timeouts_of_route_and_try_begin_when_the_whole_request_has_arrived() {
+    block_on(async {
+        let (quick, _) = upstream(|_, request| async {
+            request.body.collect(1 << 20).await.expect("whole");
+            Response::new(StatusCode::OK)
+        })
+        .await;
+        let (slow, _) = upstream(|_, request| async {
+            request.body.collect(1 << 20).await.expect("whole");
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            Response::new(StatusCode::OK)
+        })
+        .await;
+        let whole = |forward: &mut Forward| forward.timeout = Some(Duration::from_secs(1));
+        let each = |forward: &mut Forward| {
+            let per_try = Some(Duration::from_secs(1));
+            forward.retry = Some(RetryPolicy { attempts: 0, per_try, ..RetryPolicy::default() });
+        };
+        for (what, up, one, status, seconds) in [
+            ("a slow upload in time", quick, route("c", whole), 200, 5),
+            ("a slow upload, and a try in time", quick, route("c", each), 200, 5),
+            ("a slow upload, then a slow upstream", slow, route("c", whole), 504, 6),
+            ("a slow upload, then a slow try", slow, route("c", each), 504, 6),
+        ] {
+            let mesh = Mesh::start(snapshot(manager(vec![]), routes(vec![one]), vec![cluster(&[up])])).await;
+            let (mut sender, body) = Body::channel(1);
+            let began = tokio::time::Instant::now();
+            let upload = async {
+                for _ in 0..5 {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    assert!(sender.send(crate::codec::Frame::Data("part".into())).await.is_ok());
+                }
+                sender.finish();
+            };
+            let head = Head::request(Method::POST, "shop", "/");
+            let (answer, ()) = tokio::join!(mesh.send(Request { head, body }), upload);
+            assert_eq!((answer.status, began.elapsed().as_secs()), (status, seconds), "{what}");
+        }
     });
 }
 
