@@ -282,7 +282,12 @@ fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("say who sends: --from NS/POD or --gateway NS/NAME"),
     };
     let request = Request::parse(&args.method, &args.url, &args.headers).map_err(anyhow::Error::msg)?;
-    let model = Arc::new(Model::new(Arc::new(load(&args.files)?)));
+    let snapshot = load(&args.files)?;
+    // What was refused decides nothing: say so, or the answer misleads.
+    let refused: Vec<_> =
+        snapshot.diagnostics().into_iter().filter(|f| f.is_error() || f.is_unknown()).collect();
+    refused.iter().for_each(|finding| eprintln!("not in force: {finding:#}"));
+    let model = Arc::new(Model::new(Arc::new(snapshot)));
     let answer = explain::explain(model, &sender, &request).map_err(anyhow::Error::msg)?;
     match args.output {
         Output::Json => say(&(serde_json::to_string(&answer)? + "\n"))?,

@@ -162,6 +162,41 @@ async fn a_refusal_is_shown_against_its_objects_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_stream_that_asks_for_ever_more_names_is_ended() {
+    let server = running(None).await;
+    server.pusher.push(Arc::new(mesh(1, "1")));
+    let mut stream = Delta::open(plaintext(server.address).await, clusters("web-1")).await.expect("open");
+    let asking = async {
+        for round in 0_u32.. {
+            let names = (0..50_000).map(|n| format!("x{round}-{n}")).collect();
+            let request = DeltaDiscoveryRequest {
+                type_url: Type::Endpoints.url().to_owned(),
+                resource_names_subscribe: names,
+                ..Default::default()
+            };
+            if stream.send.send(request).await.is_err() {
+                break; // The word is on its way.
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let answers = async {
+        loop {
+            if let Err(end) = stream.receive.message().await {
+                return end;
+            }
+        }
+    };
+    let end = tokio::time::timeout(PATIENCE, async {
+        tokio::select! {
+            end = answers => end,
+            () = asking => unreachable!("it waits for the end"),
+        }
+    });
+    assert_eq!(end.await.expect("ended in time").code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
 async fn a_reconnect_with_versions_is_sent_nothing_it_holds() {
     let server = running(None).await;
     server.pusher.push(Arc::new(mesh(5, "1")));

@@ -85,6 +85,8 @@ trait Form: Default + Send + 'static {
     fn node(request: &Self::Request) -> Option<&wire::Node>;
     fn type_url(request: &Self::Request) -> &str;
     fn take(&mut self, kind: Type, request: &Self::Request, catalog: &Catalog);
+    /// Names that are kept for this stream.
+    fn names(&self) -> usize;
     fn due(&mut self, catalog: &Catalog) -> Option<Self::Response>;
     fn show(&self) -> BTreeMap<Type, Standing>;
 }
@@ -100,6 +102,9 @@ impl Form for Delta {
     }
     fn take(&mut self, kind: Type, request: &Self::Request, catalog: &Catalog) {
         self.request(kind, request, catalog);
+    }
+    fn names(&self) -> usize {
+        self.names_kept()
     }
     fn due(&mut self, catalog: &Catalog) -> Option<Self::Response> {
         self.next(catalog)
@@ -121,6 +126,10 @@ impl Form for Sotw {
     fn take(&mut self, kind: Type, request: &Self::Request, _: &Catalog) {
         self.request(kind, request);
     }
+    fn names(&self) -> usize {
+        // Each request replaces the names of the one before; its size is bounded.
+        0
+    }
     fn due(&mut self, catalog: &Catalog) -> Option<Self::Response> {
         self.next(catalog)
     }
@@ -128,6 +137,9 @@ impl Form for Sotw {
         self.standings().map(|(t, s)| (t, s.clone())).collect()
     }
 }
+
+/// Most names that one stream may have asked for: ten times what the largest mesh of the design needs.
+const MOST_NAMES: usize = 500_000;
 
 /// The service `envoy.service.discovery.v3.AggregatedDiscoveryService`.
 #[derive(Clone)]
@@ -195,18 +207,24 @@ async fn converse<F: Form>(
     let node_id = node.id.clone();
     let nothing_yet = Arc::new(Catalog::default());
     let mut state = F::default();
-    let take = |state: &mut F, request: &F::Request, catalog: &Catalog| match Type::of(F::type_url(request)) {
-        Some(kind) => state.take(kind, request, catalog),
-        None => tracing::debug!(node = node_id, type_url = F::type_url(request), "type not served"),
+    let take = |state: &mut F, request: &F::Request, catalog: &Catalog| {
+        match Type::of(F::type_url(request)) {
+            Some(kind) => state.take(kind, request, catalog),
+            None => tracing::debug!(node = node_id, type_url = F::type_url(request), "type not served"),
+        }
+        match state.names() > MOST_NAMES {
+            true => Err(Status::resource_exhausted(format!("more than {MOST_NAMES} names on one stream"))),
+            false => Ok(()),
+        }
     };
-    take(&mut state, &first, catalogs.borrow_and_update().as_ref().unwrap_or(&nothing_yet));
+    take(&mut state, &first, catalogs.borrow_and_update().as_ref().unwrap_or(&nothing_yet))?;
     let mut due = true;
     loop {
         tokio::select! {
             biased;
             request = requests.message() => match request {
                 Ok(Some(request)) => {
-                    take(&mut state, &request, catalogs.borrow().as_ref().unwrap_or(&nothing_yet));
+                    take(&mut state, &request, catalogs.borrow().as_ref().unwrap_or(&nothing_yet))?;
                     due = true;
                 }
                 Ok(None) => return Ok(()),

@@ -19,6 +19,7 @@ use mesh_traffic::{
     names::{Direction, Name},
 };
 use tokio::time::Instant;
+use xds::envoy::config::core::v3::HeaderValueOption;
 
 use super::trace::Span;
 use crate::{
@@ -73,6 +74,8 @@ pub struct Story {
     pub attempts: u32,
     /// Tracing.
     pub span: Option<Span>,
+    /// Headers that an authorization service adds to the answer.
+    pub granted: Vec<HeaderValueOption>,
     /// The request as it is told: after its headers were cleaned, before the route changed it.
     pub request: Option<Head>,
 }

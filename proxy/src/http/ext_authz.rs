@@ -108,7 +108,8 @@ fn unanswered(exchange: &Exchange, settings: &ExtAuthz) -> Flow {
 fn obey(exchange: &Exchange, settings: &ExtAuthz, answer: &CheckResponse, head: &mut Head) -> Flow {
     let allowed = answer.status.as_ref().is_some_and(|status| status.code == 0);
     match &answer.http_response {
-        Some(HttpResponse::OkResponse(OkHttpResponse { headers, headers_to_remove, .. })) if allowed => {
+        Some(HttpResponse::OkResponse(ok)) if allowed => {
+            let OkHttpResponse { headers, headers_to_remove, response_headers_to_add, .. } = ok;
             for name in headers_to_remove {
                 // The service may not take away what frames or routes the request.
                 if !name.starts_with(':') && !name.eq_ignore_ascii_case("host") {
@@ -116,6 +117,9 @@ fn obey(exchange: &Exchange, settings: &ExtAuthz, answer: &CheckResponse, head: 
                 }
             }
             headers.iter().for_each(|option| set(head, option));
+            if !response_headers_to_add.is_empty() {
+                exchange.story.borrow_mut().granted.extend_from_slice(response_headers_to_add);
+            }
             Flow::Continue
         }
         None if allowed => Flow::Continue,
@@ -143,6 +147,12 @@ fn denial(denied: &DeniedHttpResponse) -> Response {
         head.set_if_absent(Known::ContentType, "text/plain");
     }
     Response::from_head(head, Body::full(denied.body.clone().into_bytes()))
+}
+
+/// Adds to the answer what the service wants its client to see.
+pub fn grant(exchange: &Exchange, head: &mut Head) {
+    let granted = std::mem::take(&mut exchange.story.borrow_mut().granted);
+    granted.iter().for_each(|option| set(head, option));
 }
 
 fn set(head: &mut Head, option: &HeaderValueOption) {

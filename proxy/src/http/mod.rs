@@ -261,6 +261,7 @@ fn finish(exchange: &Rc<Exchange>, mut response: Response) -> Response {
     if manager.direction == Direction::Outbound && manager.use_remote_address {
         response.head.remove(Known::XIstioAttributes);
     }
+    ext_authz::grant(exchange, &mut response.head);
     exchange.answered(&response.head);
     if let Some(upgraded) = response.upgraded.take() {
         response.upgraded = Some(connect::counted(exchange, upgraded));

@@ -64,6 +64,10 @@ fn allow() -> CheckResponse {
             ..Default::default()
         }],
         headers_to_remove: vec!["x-secret".into()],
+        response_headers_to_add: vec![HeaderValueOption {
+            header: Some(HeaderValue { key: "X-Checked".into(), value: "yes".into(), ..Default::default() }),
+            ..Default::default()
+        }],
         ..Default::default()
     };
     CheckResponse {
@@ -129,7 +133,8 @@ fn an_allowed_request_goes_on_as_the_service_changed_it() {
         let (app, seen) = echo("app").await;
         let (authz, asked) = service(|_| allow()).await;
         let mesh = guarded(authz, app, false).await;
-        assert_eq!(mesh.send(with("x-secret", "s")).await.body, "app");
+        let answer = mesh.send(with("x-secret", "s")).await;
+        assert_eq!((answer.body.as_str(), answer.head.get_str("x-checked")), ("app", Some("yes")));
         assert_eq!(
             (seen.borrow()[0].get_str("x-user"), seen.borrow()[0].get_str("x-secret")),
             (Some("ann"), None)

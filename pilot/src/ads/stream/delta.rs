@@ -77,6 +77,12 @@ impl Subscription {
 }
 
 impl Delta {
+    /// How many names are kept of what the client has asked for and says it has; they grow with its requests.
+    #[must_use]
+    pub fn names_kept(&self) -> usize {
+        self.types.iter().flatten().map(|sub| sub.names.len() + sub.differs.len()).sum()
+    }
+
     /// Takes in one request. The caller has checked the type.
     pub fn request(&mut self, kind: Type, request: &wire::DeltaDiscoveryRequest, catalog: &Catalog) {
         let first = self.types[kind.index()].is_none();
