@@ -98,7 +98,7 @@ impl Case {
         let Some(patch) = response["patch"].as_str() else { return Ok(pod) };
         let patch = STANDARD.decode(patch).map_err(|e| e.to_string())?;
         let patch: Vec<Value> = serde_json::from_slice(&patch).map_err(|e| e.to_string())?;
-        patch.iter().try_fold(pod, |pod, operation| apply(pod, operation))
+        patch.iter().try_fold(pod, apply)
     }
 
     /// What the filter on files makes of it.
