@@ -157,17 +157,17 @@ async fn start_caller(cluster: &Cluster) -> anyhow::Result<()> {
 const GATEWAY: &str = "gateway-gateway.yaml";
 
 /// Opens the gateway for the shop.
-///
-/// # Errors
-/// When it is refused.
-pub async fn open_gateway(shop: &Shop) -> anyhow::Result<()> {
+async fn open_gateway(shop: &Shop) -> anyhow::Result<()> {
     let path = peers::root().join("deploy/espresso-shop/gateway.yaml");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     shop.place.put(GATEWAY, &text).await
 }
 
-/// Opens the gateway and asks for the first page until it comes.
-async fn first_page(shop: &Shop, began: Instant) -> anyhow::Result<Duration> {
+/// Opens the gateway and asks for the first page until it comes; how long that took since `began`.
+///
+/// # Errors
+/// When it never comes; with the pods as they are.
+pub async fn first_page(shop: &Shop, began: Instant) -> anyhow::Result<Duration> {
     open_gateway(shop).await?;
     let mut last = String::new();
     while began.elapsed() < Duration::from_secs(120) {
