@@ -27,7 +27,10 @@ use mesh_traffic::{
     matchers::StringMatch,
     names::{Direction, Name},
     route::{Route, RouteMatch, VirtualHost},
-    tls::{Certificate, DownstreamTls, KeyPair, Roots, Secret, Validation, Version, Versions},
+    tls::{
+        Certificate, DownstreamTls, KeyPair, Roots, Secret, Validation, Version, Versions,
+        WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -104,11 +107,11 @@ impl Translator {
                 ports.entry((target, bind)).or_default().push(Open { gateway, server, name });
             }
         }
-        for ((port, bind), servers) in ports {
-            self.gateway_port(&mut part, proxy, view, port, bind, &servers);
-        }
         if proxy.verified {
             self.gateway_secrets(&mut part, proxy, &gateways);
+        }
+        for ((port, bind), servers) in ports {
+            self.gateway_port(&mut part, proxy, view, port, bind, &servers);
         }
         part
     }
@@ -159,6 +162,19 @@ impl Translator {
                 one.chains.extend(self.passthrough(proxy, view, server, &name, &mut taken));
                 continue;
             }
+            let Some(tls) = downstream(settings, self.model.mesh()) else { continue };
+            // A listener waits for every secret that it names: one that is missing would hold back all servers of the port.
+            if let Some(missing) = secrets_of(&tls).find(|name| !part.secrets.contains_key(*name)) {
+                if missing.ends_with("-cacert") && proxy.verified {
+                    let why = "the Secret has no `ca.crt` to check clients with: the port takes no TLS until it has";
+                    self.problem(
+                        &label_of(server.gateway),
+                        "spec.servers.tls.credentialName",
+                        why.to_owned(),
+                    );
+                }
+                continue;
+            }
             let names = server.server_names();
             if !taken.insert(names.clone()) {
                 let why = format!("its hosts on port {port} are served by an older server already: left out");
@@ -182,7 +198,7 @@ impl Translator {
                 let Some(target) = self.gateway_tcp(proxy, server) else { continue };
                 chain(format!("{name}-{}", server.server.port.name), self.tcp(&name, target))
             };
-            ended.tls = downstream(settings, self.model.mesh());
+            ended.tls = Some(tls);
             ended.matcher.transport = Some(Transport::Tls);
             ended.matcher.server_names = names;
             one.chains.push(Arc::new(ended));
@@ -371,6 +387,21 @@ fn plain_http(kind: &str) -> bool {
 fn credentials(tls: &ServerTls) -> impl Iterator<Item = &str> {
     let single = tls.credential_name.as_deref().filter(|c| !c.is_empty());
     single.into_iter().chain(tls.credential_names.iter().map(String::as_str))
+}
+
+/// The secrets that TLS of a server needs from us.
+fn secrets_of(tls: &DownstreamTls) -> impl Iterator<Item = &Name> {
+    let certificates = tls.certificates.iter().filter_map(|c| match c {
+        Certificate::Sds(name) => Some(name),
+        _ => None,
+    });
+    let roots = tls.validation.iter().filter_map(|validation| match &validation.roots {
+        Some(Roots::Sds(name)) => Some(name),
+        _ => None,
+    });
+    // The proxy's own come from its agent.
+    let own = |name: &&Name| [WORKLOAD_CERTIFICATE, WORKLOAD_ROOTS].contains(&&***name);
+    certificates.chain(roots).filter(move |name| !own(name))
 }
 
 /// TLS that a server ends; `None` when it ends none.

@@ -501,6 +501,36 @@ fn a_gateways_secret_goes_to_a_verified_proxy_of_its_namespace_only() {
 }
 
 #[test]
+fn a_server_whose_secret_is_missing_does_not_hold_back_its_port() {
+    let server = |name: &str, more: &str| {
+        format!(
+            "{{port: {{number: 443, name: {name}, protocol: HTTPS}}, hosts: [{name}.example], tls: {{{more}}}}}"
+        )
+    };
+    let servers = [
+        server("there", "mode: SIMPLE, credentialName: there"),
+        server("missing", "mode: SIMPLE, credentialName: missing"),
+        server("rootless", "mode: MUTUAL, credentialName: there"),
+    ];
+    let yaml = format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: gw-1, namespace: istio-system, labels: {{istio: gw}}}}\nspec: {{containers: []}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g}}\nspec: {{selector: {{istio: gw}}, servers: [{}]}}\n\
+         ---\napiVersion: v1\nkind: Secret\nmetadata: {{name: there, namespace: istio-system}}\nstringData: {{tls.crt: c, tls.key: k}}\n",
+        servers.join(", ")
+    );
+    let translator = Translator::new(model(&yaml));
+    let pod = translator.model.workload("istio-system", "gw-1").expect("the gateway");
+    let part = translator.whole(&Proxy { verified: true, ..Proxy::for_workload(pod, Role::Router) });
+    let chains = &part.listeners["0.0.0.0_443"].value.chains;
+    assert_eq!(chains.iter().map(|c| &*c.name).collect::<Vec<_>>(), ["0.0.0.0_443-there"]);
+    let problems: String = translator.problems().iter().map(|p| format!("{} {}\n", p.field, p.why)).collect();
+    assert!(
+        problems.contains("no Secret istio-system/missing") && problems.contains("no `ca.crt`"),
+        "{problems}"
+    );
+}
+
+#[test]
 fn registry_only_refuses_what_is_not_known() {
     let yaml = base()
         + "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \

@@ -47,6 +47,8 @@ pub struct Store {
     hosts_complete: bool,
     /// Waiting has taken too long: incomplete clusters are used as they are.
     impatient: bool,
+    /// Secrets that have not come in time; whoever names them goes on without.
+    given_up: BTreeSet<Name>,
     active: Snapshot,
 }
 
@@ -147,9 +149,12 @@ impl Store {
         self.hosts_complete = true;
     }
 
-    /// From now on, clusters whose endpoints never came are used without any.
+    /// From now on, clusters whose endpoints never came are used without any, and listeners without the secrets that have not come
+    /// until now: connections that would need one of those are refused at their handshake, the others are served.
     pub fn stop_waiting(&mut self) {
         self.impatient = true;
+        let missing = self.listeners.values().flat_map(|listener| listener_secrets(listener));
+        self.given_up = missing.filter(|name| !self.secrets.contains_key(name)).collect();
     }
 
     /// Names of a kind that are held, without static ones.
@@ -287,7 +292,9 @@ impl Store {
             None => false,
         };
         rds_names(listener).iter().all(ready)
-            && listener_secrets(listener).iter().all(|name| self.secrets.contains_key(name))
+            && listener_secrets(listener)
+                .iter()
+                .all(|name| self.secrets.contains_key(name) || self.given_up.contains(name))
     }
 }
 

@@ -4,6 +4,7 @@ use mesh_traffic::{
     Endpoint, VirtualHost,
     listener::{ChainMatch, FilterChain, HttpManager, Inspect, Terminal},
     names::Direction,
+    tls::{Certificate, DownstreamTls, Versions},
 };
 
 use super::*;
@@ -137,4 +138,33 @@ fn waiting_for_endpoints_ends() {
     store.stop_waiting();
     store.refresh();
     assert!(store.snapshot().clusters.contains_key("c"));
+}
+
+#[test]
+fn a_secret_that_never_comes_holds_its_listener_back_for_a_while_only() {
+    let Body::Listener(plain) = listener("l", "8080").body else { panic!("a listener") };
+    let naming = |secret: &str| {
+        let mut one = Listener::clone(&plain);
+        let mut chain = FilterChain::clone(&one.chains[0]);
+        chain.tls = Some(DownstreamTls {
+            certificates: vec![Certificate::Sds(secret.into())],
+            validation: None,
+            require_client_certificate: false,
+            alpn: Vec::new(),
+            versions: Versions::default(),
+        });
+        one.chains.push(Arc::new(chain));
+        resource("l", Body::Listener(Arc::new(one)))
+    };
+    let mut store = Store::default();
+    store.apply(routes("8080", false)).expect("accepted");
+    store.apply(naming("never")).expect("accepted");
+    store.refresh();
+    assert!(store.snapshot().listeners.is_empty());
+    store.stop_waiting();
+    store.refresh();
+    assert_eq!(store.snapshot().listeners["l"].chains.len(), 2, "what can be served is served");
+    assert_eq!(store.wanted(Kind::Secret), BTreeSet::from(["never".into()]), "and it may still come");
+    store.apply(naming("another")).expect("accepted");
+    assert!(!store.refresh(), "a secret that was not asked for before is waited for");
 }
