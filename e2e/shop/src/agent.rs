@@ -239,7 +239,7 @@ async fn answer(question: Question) -> Answer {
     let done = async {
         match question.what {
             What::Call(spec) => answer.reply = Some(spec.call()?.send().await?.into()),
-            What::Load(spec) => answer.load = Some((&load::run_in_pod(target(spec).await?).await?).into()),
+            What::Load(spec) => answer.load = Some(send_load(spec).await?),
         }
         anyhow::Ok(())
     };
@@ -247,6 +247,14 @@ async fn answer(question: Question) -> Answer {
         answer.error = Some(format!("{error:#}"));
     }
     answer
+}
+
+/// Sends a load from here; how it went is known at its end.
+///
+/// # Errors
+/// When the URL names nobody.
+pub async fn send_load(spec: LoadSpec) -> anyhow::Result<LoadReport> {
+    Ok((&load::run_in_pod(target(spec).await?).await?).into())
 }
 
 async fn target(spec: LoadSpec) -> anyhow::Result<Load> {

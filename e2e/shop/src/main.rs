@@ -63,6 +63,23 @@ enum Service {
         /// `http://host[:port]/path`.
         url: String,
     },
+    /// Sends GETs at a fixed rate and prints at the end, as one JSON object, how many were sent and what became of them.
+    Load {
+        /// `http://host[:port]/path`.
+        url: String,
+        /// Requests per second.
+        #[arg(long, default_value_t = 20)]
+        rate: u32,
+        /// For how long.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Every n-th request has a connection of its own; 0 for never.
+        #[arg(long, default_value_t = 4)]
+        fresh_every: u32,
+        /// The status that counts as success.
+        #[arg(long, default_value_t = 200)]
+        expect: u16,
+    },
 }
 
 #[derive(Args)]
@@ -96,6 +113,11 @@ async fn main() -> anyhow::Result<()> {
             let reply = Call::get(url).send().await?;
             println!("{} {}", reply.status, reply.body);
             anyhow::ensure!(reply.status < 400, "status {}", reply.status);
+            Ok(())
+        }
+        Service::Load { url, rate, seconds, fresh_every, expect } => {
+            let spec = agent::LoadSpec { url, rate, seconds, fresh_every, expect };
+            println!("{}", serde_json::to_string(&agent::send_load(spec).await?)?);
             Ok(())
         }
         Service::Echo { common, status } => {

@@ -14,11 +14,12 @@ use anyhow::Context;
 use espresso_shop::agent::{LoadReport, LoadSpec};
 
 use super::{
-    Cluster, SYSTEM,
+    Cluster, OUTSIDE, SYSTEM,
     agent::Agent,
+    api::ApiServer,
     world::{World, next_tag},
 };
-use crate::{node::until, scenarios::shop::REVIEWS};
+use crate::{manifest::ManifestArgs, node::until, scenarios::shop::REVIEWS};
 
 type Act = for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
 
@@ -31,6 +32,17 @@ pub struct Disturbance {
     pub title: &'static str,
     /// Does it.
     pub act: Act,
+    /// Who sends meanwhile.
+    pub senders: Senders,
+}
+
+/// Who sends while a disturbance lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Senders {
+    /// Agents that this suite talks to with `kubectl exec`: for as long as it takes.
+    Agents,
+    /// Pods that send for [`ALONE`] and write down what came of it: for what `kubectl exec` does not survive.
+    Alone,
 }
 
 impl fmt::Debug for Disturbance {
@@ -88,8 +100,13 @@ const SHOP: [&str; 4] = [
 const CONTROL: [&str; 4] = ["pilot", "citadel", "mixer", "injector"];
 
 /// All of them, in the order in which they are run.
-pub const DISTURBANCES: [Disturbance; 9] = [
-    Disturbance { id: "calm", title: "nothing", act: act!(_w => async { pause(10).await; Ok(()) }) },
+pub const DISTURBANCES: [Disturbance; 10] = [
+    Disturbance {
+        id: "calm",
+        title: "nothing",
+        act: act!(_w => async { pause(10).await; Ok(()) }),
+        senders: Senders::Agents,
+    },
     Disturbance {
         id: "shop",
         title: "rolling restart of the shop, five times",
@@ -99,11 +116,13 @@ pub const DISTURBANCES: [Disturbance; 9] = [
             }
             Ok(())
         }),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "gateway",
         title: "rolling restart of the gateway",
         act: act!(w => restart(&w.cluster, SYSTEM, &["istio-ingressgateway"])),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "control",
@@ -114,6 +133,7 @@ pub const DISTURBANCES: [Disturbance; 9] = [
             }
             Ok(())
         }),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "delete",
@@ -124,6 +144,7 @@ pub const DISTURBANCES: [Disturbance; 9] = [
             w.cluster.kubectl().run(&args).await?;
             w.cluster.rolled_out(SYSTEM, &CONTROL).await
         }),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "scale",
@@ -133,6 +154,7 @@ pub const DISTURBANCES: [Disturbance; 9] = [
             delete_one(&w.cluster, "pilot").await?;
             scale(&w.cluster, &["pilot"], 1).await
         }),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "replicas",
@@ -146,11 +168,13 @@ pub const DISTURBANCES: [Disturbance; 9] = [
             }
             scale(&w.cluster, &CONTROL, 1).await
         }),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "roots",
         title: "a new root rotated in, in three steps",
         act: act!(w => super::roots::rotate(&w.cluster)),
+        senders: Senders::Agents,
     },
     Disturbance {
         id: "upgrade",
@@ -159,6 +183,13 @@ pub const DISTURBANCES: [Disturbance; 9] = [
             w.cluster.install(Some(&next_tag())).await?;
             w.cluster.install(None).await
         }),
+        senders: Senders::Agents,
+    },
+    Disturbance {
+        id: "api",
+        title: "the API server killed, away for 10 s, started again; then a change, which takes effect",
+        act: act!(w => api_server_away(w)),
+        senders: Senders::Alone,
     },
 ];
 
@@ -166,12 +197,19 @@ pub const DISTURBANCES: [Disturbance; 9] = [
 const RATE: u32 = 40;
 /// One stretch of load.
 const STRETCH: u64 = 5;
+/// How long senders send that are alone: longer than what they are there for.
+const ALONE: Duration = Duration::from_secs(75);
+/// How long the API server is away.
+const AWAY: u64 = 10;
 
 /// Runs one under load.
 ///
 /// # Errors
 /// When it could not be done, or no load could be sent.
 pub async fn run(world: &World, disturbance: &Disturbance) -> anyhow::Result<Line> {
+    if disturbance.senders == Senders::Alone {
+        return alone(world, disturbance).await;
+    }
     let over = AtomicBool::new(false);
     let gateway = format!("http://istio-ingressgateway.{SYSTEM}/Home/Product/1");
     let reviews = format!("{REVIEWS}/api/reviews/1");
@@ -204,6 +242,78 @@ async fn stretches(agent: &Agent, url: String, over: &AtomicBool) -> anyhow::Res
         }
     }
     Ok(sum)
+}
+
+/// Senders in pods of their own, one outside the mesh and one in it.
+async fn alone(world: &World, disturbance: &Disturbance) -> anyhow::Result<Line> {
+    let kubectl = world.cluster.kubectl();
+    let ways = [
+        (OUTSIDE, format!("http://istio-ingressgateway.{SYSTEM}/Home/Product/1")),
+        ("default", format!("{REVIEWS}/api/reviews/1")),
+    ];
+    for (namespace, url) in &ways {
+        kubectl.apply(&sender(namespace, url)).await?;
+    }
+    for (namespace, _) in &ways {
+        kubectl
+            .run(&["-n", namespace, "wait", "pod/sender", "--for=condition=Ready", "--timeout=60s"])
+            .await?;
+    }
+    let began = Instant::now();
+    pause(3).await;
+    let acted = (disturbance.act)(world).await;
+    let took = began.elapsed();
+    anyhow::ensure!(took < ALONE, "{}: {took:?} is longer than the load", disturbance.title);
+    let mut reports = Vec::new();
+    for (namespace, _) in &ways {
+        reports.push(report(world, namespace).await.with_context(|| format!("pod sender of {namespace}"))?);
+        kubectl.run(&["-n", namespace, "delete", "pod", "sender", "--wait=false"]).await?;
+    }
+    acted.with_context(|| disturbance.title)?;
+    let [gateway, pods] = <[LoadReport; 2]>::try_from(reports).ok().context("two reports")?;
+    Ok(Line { title: disturbance.title, gateway, pods, took })
+}
+
+fn sender(namespace: &str, url: &str) -> String {
+    let (tag, seconds) = (ManifestArgs::default().tag, ALONE.as_secs());
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: sender, namespace: {namespace}, labels: {{app: sender}}}}\nspec:\n  restartPolicy: Never\n  \
+         containers: [{{name: sender, image: 'crema/espresso-shop:{tag}', imagePullPolicy: IfNotPresent, \
+         args: [load, '{url}', --rate, '{RATE}', --seconds, '{seconds}']}}]\n"
+    )
+}
+
+/// What a sender wrote at its end.
+async fn report(world: &World, namespace: &str) -> anyhow::Result<LoadReport> {
+    let kubectl = world.cluster.kubectl();
+    let args = ["-n", namespace, "logs", "sender", "-c", "sender"];
+    let written = || async { kubectl.run(&args).await.is_ok_and(|text| text.contains("\"sent\"")) };
+    until(ALONE + Duration::from_secs(30), written, || "it has written no report".to_owned()).await?;
+    Ok(serde_json::from_str(kubectl.run(&args).await?.trim())?)
+}
+
+/// Ends the API server, starts it again, and changes something: whoever watches must have found its way back.
+async fn api_server_away(world: &World) -> anyhow::Result<()> {
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: teapot}\nspec: {selector: {app: caller}, ports: [{name: http, port: 80}]}\n";
+    const ROUTE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: teapot}\nspec:\n  hosts: [teapot]\n  http:\n  \
+                         - fault: {abort: {httpStatus: 418, percentage: {value: 100}}}\n    route: [{destination: {host: teapot}}]\n";
+    let (cluster, caller) = (&world.cluster, world.caller());
+    let server = ApiServer::of(cluster.kubectl().kubeconfig()).map_err(anyhow::Error::msg)?;
+    let answers = async |status: u16, why: &str| {
+        let now = || async { caller.get("http://teapot/").send().await.is_ok_and(|r| r.status == status) };
+        until(Duration::from_secs(30), now, || why.to_owned()).await
+    };
+    // It is there before: the cluster's DNS takes its own time to come back.
+    cluster.put("teapot-service.yaml", SERVICE).await?;
+    answers(200, "the Service teapot does not answer").await?;
+    server.kill()?;
+    pause(AWAY).await;
+    server.start().await?;
+    cluster.put("teapot.yaml", ROUTE).await?;
+    let end = answers(418, "the change took no effect").await;
+    cluster.take("teapot.yaml").await?;
+    cluster.take("teapot-service.yaml").await?;
+    end
 }
 
 async fn pause(seconds: u64) {

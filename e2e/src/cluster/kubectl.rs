@@ -3,11 +3,19 @@
 //! In: arguments, text for its standard input. Out: what it printed. Kept true: every call names the cluster; a failure says which command
 //! failed and what it said. Not here: what is applied.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, process::Command};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, Command},
+};
 
 use crate::peers;
 
@@ -16,6 +24,14 @@ use crate::peers;
 pub struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
+}
+
+/// A port of this machine that leads into the cluster.
+#[derive(Debug)]
+pub struct Forward {
+    /// Where to connect.
+    pub address: SocketAddr,
+    _child: Child,
 }
 
 /// How long one command may take.
@@ -36,6 +52,33 @@ impl Kubectl {
         };
         let program = peers::installed("kubectl").or_else(cached).context("kubectl is not installed")?;
         Ok(Self { program, kubeconfig })
+    }
+
+    /// The file that says where the cluster is.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Leads a port of this machine to a port of `target` (`service/NAME`, `pod/NAME`) until the value is dropped.
+    ///
+    /// # Errors
+    /// When kubectl cannot; with what it said.
+    pub async fn forward(&self, namespace: &str, target: &str, port: u16) -> anyhow::Result<Forward> {
+        let mut command = self.command(&["-n", namespace, "port-forward", target, &format!(":{port}")]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("kubectl does not start")?;
+        let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
+        let first = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
+        let first = first.with_context(|| format!("no port of {target} in 30 s"))??;
+        let port =
+            first.as_deref().and_then(|l| l.strip_prefix("Forwarding from 127.0.0.1:")?.split(' ').next());
+        let Some(port) = port.and_then(|p| p.parse().ok()) else {
+            bail!("kubectl port-forward {target}: {}", first.unwrap_or_default());
+        };
+        // It says a line per connection and would stop at a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Ok(Forward { address: SocketAddr::from(([127, 0, 0, 1], port)), _child: child })
     }
 
     /// A command to start.

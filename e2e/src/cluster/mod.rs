@@ -4,11 +4,15 @@
 //! people apply; nothing reaches into a pod except `kubectl exec`. Not here: what must be seen (`scenarios`).
 
 pub mod agent;
+pub mod api;
 pub mod command;
+pub mod corners;
 pub mod disturb;
+pub mod edge;
 pub mod kubectl;
 pub mod roots;
 pub mod suite;
+pub mod trespass;
 pub mod world;
 
 use std::{

@@ -8,7 +8,7 @@ use std::{fmt, pin::Pin, time::Duration};
 use anyhow::Context;
 use serde_json::Value;
 
-use super::{Cluster, SYSTEM, world::World};
+use super::{Cluster, SYSTEM, corners, edge, kubectl::Kubectl, trespass, world::World};
 use crate::{
     manifest::ManifestArgs,
     node::until,
@@ -35,7 +35,7 @@ impl fmt::Debug for Check {
 }
 
 /// All of them.
-pub const CHECKS: [Check; 6] = [
+pub const CHECKS: [Check; 9] = [
     Check { id: "job", expected: "a Job whose pod has a sidecar completes", look: |w| Box::pin(job(w)) },
     Check {
         id: "first-line",
@@ -49,13 +49,28 @@ pub const CHECKS: [Check; 6] = [
     },
     Check {
         id: "status",
-        expected: "an accepted object says so in its status, for the generation that was looked at",
+        expected: "objects say in their status whether they are accepted and in force, for the generation that was looked at",
         look: |w| Box::pin(status(w)),
     },
     Check {
         id: "stranger",
         expected: "a pod without an identity gets no configuration and no certificate",
         look: |w| Box::pin(stranger(w)),
+    },
+    Check {
+        id: "trespass",
+        expected: "a pod gets no certificate, no configuration and no keys that are another's",
+        look: |w| Box::pin(trespass::look(w)),
+    },
+    Check {
+        id: "edge",
+        expected: "the gateway serves TLS by credentialName and SNI, asks for client certificates, redirects, and takes a changed Secret",
+        look: |w| Box::pin(edge::look(w)),
+    },
+    Check {
+        id: "corners",
+        expected: "headless Services, a StatefulSet's own pods, ExternalName and unknown addresses are reached; the last not under REGISTRY_ONLY",
+        look: |w| Box::pin(corners::look(w)),
     },
     Check {
         id: "mesh-namespaces",
@@ -156,26 +171,59 @@ async fn refusal(world: &World) -> anyhow::Result<Seen> {
 
 async fn status(world: &World) -> anyhow::Result<Seen> {
     let kubectl = world.cluster.kubectl();
-    let text = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: seen}\nspec: {hosts: [seen.example], \
-                ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}\n";
-    kubectl.apply(text).await?;
+    let service = |name: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\n\
+             spec: {{hosts: [seen.example], http: [{{route: [{{destination: {{host: seen.example}}}}]}}]}}\n"
+        )
+    };
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: seen}\nspec: {hosts: [seen.example], \
+                 ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}\n";
+    kubectl.apply(entry).await?;
+    kubectl.apply(&service("seen-first")).await?;
+    // The age of an object is counted in seconds.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    kubectl.apply(&service("seen-second")).await?;
+    let mut text = Vec::new();
+    let mut good = true;
+    for (kind, name, condition) in [
+        ("serviceentry", "seen", ("Accepted", "True", "")),
+        ("virtualservice", "seen-first", ("Honoured", "True", "")),
+        ("virtualservice", "seen-second", ("Honoured", "False", "Conflicted")),
+    ] {
+        let (held, last) = has_condition(kubectl, kind, name, condition).await?;
+        good &= held;
+        text.push(format!("{name}: {last}"));
+    }
+    kubectl
+        .run(&["delete", "serviceentry/seen", "virtualservice/seen-first", "virtualservice/seen-second"])
+        .await?;
+    Ok(Seen::new(good, text.join("; ")))
+}
+
+/// Whether an object's status comes to say this of its newest generation: type, status, and reason unless empty. With what it says last.
+async fn has_condition(
+    kubectl: &Kubectl,
+    kind: &str,
+    name: &str,
+    (of, holds, reason): (&str, &str, &str),
+) -> anyhow::Result<(bool, Value)> {
     let mut last = Value::Null;
     for _ in 0..60 {
-        let object = kubectl.get(&["serviceentry", "seen"]).await?;
+        let object = kubectl.get(&[kind, name]).await?;
         last = object["status"].clone();
         // A number of 64 bits is written as text by protobuf's JSON, and read as either.
         let number = |v: &Value| v.as_i64().or_else(|| v.as_str()?.parse().ok());
         let looked_at = number(&last["observedGeneration"]) == number(&object["metadata"]["generation"]);
-        let accepted = |c: &Value| c["status"] == "True";
-        let conditions = last["conditions"].as_array().cloned().unwrap_or_default();
-        if looked_at && conditions.iter().any(accepted) {
-            kubectl.run(&["delete", "serviceentry", "seen"]).await?;
-            return Ok(Seen::new(true, last.to_string()));
+        let said = |c: &Value| {
+            c["type"] == of && c["status"] == holds && (reason.is_empty() || c["reason"] == reason)
+        };
+        if looked_at && last["conditions"].as_array().is_some_and(|all| all.iter().any(said)) {
+            return Ok((true, last));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    kubectl.run(&["delete", "serviceentry", "seen"]).await?;
-    Ok(Seen::new(false, format!("status: {last}")))
+    Ok((false, last))
 }
 
 async fn stranger(world: &World) -> anyhow::Result<Seen> {
