@@ -34,7 +34,7 @@ use mesh_traffic::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -125,9 +125,11 @@ impl Translator {
         bind: Option<IpAddr>,
         servers: &[Open<'_>],
     ) {
-        let address = bind.unwrap_or(match proxy.capture {
-            Capture::None => proxy.address(),
-            Capture::Redirect => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        // Everywhere in the pod, as `kubectl port-forward` needs it. Pods that are addresses of one machine must keep apart.
+        let address = bind.unwrap_or(match (proxy.capture, proxy.address()) {
+            (Capture::None, own) if own.is_loopback() => own,
+            (_, IpAddr::V4(_)) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            (_, IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         });
         let name = format!("{address}_{port}");
         let mut one = listener(name.as_str(), SocketAddr::new(address, port), Direction::Outbound, true);

@@ -501,6 +501,28 @@ fn a_gateways_secret_goes_to_a_verified_proxy_of_its_namespace_only() {
 }
 
 #[test]
+fn a_gateway_listens_everywhere_in_its_pod_and_on_its_own_address_where_pods_share_a_machine() {
+    let yaml = |ip: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: gw-1, namespace: istio-system, labels: {{istio: gw}}}}\nspec: {{containers: []}}\n\
+             status: {{podIP: '{ip}'}}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g}}\nspec: \
+             {{selector: {{istio: gw}}, servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ['*']}}]}}\n"
+        )
+    };
+    for (ip, capture, listens) in [
+        ("10.0.0.7", Capture::Redirect, "0.0.0.0_80"),
+        ("10.0.0.7", Capture::None, "0.0.0.0_80"),
+        ("fd00::7", Capture::None, "::_80"),
+        ("127.64.0.7", Capture::None, "127.64.0.7_80"),
+    ] {
+        let translator = Translator::new(model(&yaml(ip)));
+        let pod = translator.model.workload("istio-system", "gw-1").expect("the gateway");
+        let part = translator.whole(&Proxy { capture, ..Proxy::for_workload(pod, Role::Router) });
+        assert_eq!(part.listeners.keys().map(|n| &**n).collect::<Vec<_>>(), [listens], "{ip} {capture:?}");
+    }
+}
+
+#[test]
 fn a_server_whose_secret_is_missing_does_not_hold_back_its_port() {
     let server = |name: &str, more: &str| {
         format!(
