@@ -26,7 +26,7 @@ use mesh_identity::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use serde_json::json;
 
-use super::{Cluster, SYSTEM, world::World};
+use super::{Cluster, SYSTEM, kubectl::Forward, world::World};
 use crate::{node::until, scenarios::Seen};
 
 /// Secrets of the gateway, by the host that they are for.
@@ -74,10 +74,6 @@ pub async fn look(world: &World) -> anyhow::Result<Seen> {
 }
 
 async fn played(cluster: &Cluster, authority: &Authority) -> anyhow::Result<Seen> {
-    let gateway = cluster.kubectl().forward(SYSTEM, "service/istio-ingressgateway", 443).await?;
-    let at = gateway.address;
-    let open = || async { authority.get(at, "one.example", false).await.is_ok() };
-    until(Cluster::PATIENCE, open, || "the gateway does not open its port 443".to_owned()).await?;
     let (mut good, mut text) = (true, Vec::new());
     for (name, with_certificate, wanted) in [
         ("one.example", false, true),
@@ -87,20 +83,17 @@ async fn played(cluster: &Cluster, authority: &Authority) -> anyhow::Result<Seen
         ("nothing.example", false, false),
         ("unknown.example", false, false),
     ] {
-        let end = authority.get(at, name, with_certificate).await;
-        good &= wanted == end.as_ref().is_ok_and(|a| a.status == 200);
+        let said = settled(cluster, authority, name, with_certificate, wanted).await?;
+        good &= wanted == (said == "200");
         let who = if with_certificate { " with a certificate" } else { "" };
-        text.push(format!(
-            "{name}{who}: {}",
-            end.map_or_else(|_| "refused".to_owned(), |a| a.status.to_string())
-        ));
+        text.push(format!("{name}{who}: {said}"));
     }
     let plain = cluster.outside().get(&format!("http://istio-ingressgateway.{SYSTEM}/api/version?x=1"));
     let plain = plain.header("host", "one.example").send().await?;
     let location = plain.header("location").to_owned();
     good &= plain.status == 301 && location == "https://one.example/api/version?x=1";
     text.push(format!("over port 80: {} {location}", plain.status));
-    let (fresh, sent, failed) = changed(cluster, authority, at).await?;
+    let (fresh, sent, failed) = changed(cluster, authority).await?;
     good &= failed == 0 && sent > 0;
     text.push(format!(
         "a changed Secret is served after {:.1} s, {failed} of {sent} calls failed",
@@ -109,12 +102,35 @@ async fn played(cluster: &Cluster, authority: &Authority) -> anyhow::Result<Seen
     Ok(Seen::new(good, text.join("; ")))
 }
 
-/// Changes a certificate while calls go on: until the new one is served, calls, failed calls.
-async fn changed(
+/// kubectl gives a forwarded port up when a connection through it is refused: each attempt has its own.
+async fn port(cluster: &Cluster) -> anyhow::Result<Forward> {
+    cluster.kubectl().forward(SYSTEM, "service/istio-ingressgateway", 443).await
+}
+
+/// What a server answers in the end: a status, or that it refuses.
+async fn settled(
     cluster: &Cluster,
     authority: &Authority,
-    at: SocketAddr,
-) -> anyhow::Result<(Duration, u64, u64)> {
+    name: &str,
+    with_certificate: bool,
+    wanted: bool,
+) -> anyhow::Result<String> {
+    let mut last = String::new();
+    for _ in 0..if wanted { 60 } else { 1 } {
+        let gateway = port(cluster).await?;
+        match authority.get(gateway.address, name, with_certificate).await {
+            Ok(answer) => return Ok(answer.status.to_string()),
+            Err(error) => last = format!("refused ({error:#})"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Ok(last)
+}
+
+/// Changes a certificate while calls go on: until the new one is served, calls, failed calls.
+async fn changed(cluster: &Cluster, authority: &Authority) -> anyhow::Result<(Duration, u64, u64)> {
+    let gateway = port(cluster).await?;
+    let at = gateway.address;
     let before = authority.get(at, "one.example", false).await?.certificate;
     let (over, sent, failed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let calls = async {
@@ -133,8 +149,12 @@ async fn changed(
         let end = until(Cluster::PATIENCE, new, || "the old certificate is still served".to_owned()).await;
         let took = began.elapsed();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        over.store(true, Ordering::Relaxed);
         end.map(|()| took)
+    };
+    let change = async {
+        let end = change.await;
+        over.store(true, Ordering::Relaxed);
+        end
     };
     let (took, ()) = tokio::join!(change, calls);
     Ok((took?, sent.into_inner(), failed.into_inner()))
