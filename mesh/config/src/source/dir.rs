@@ -6,7 +6,9 @@
 
 use super::files::Scanner;
 use super::store::{Reader, Store};
+use crate::{Diagnostic, Snapshot};
 use notify::{RecursiveMode, Watcher};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -50,13 +52,16 @@ pub fn watch_dir(
 struct State {
     scanner: Scanner,
     store: Store,
+    /// Errors that have been logged and still stand.
+    said: BTreeSet<Diagnostic>,
 }
 
 async fn run(dir: PathBuf, options: DirOptions, store: Store, shutdown: impl Future<Output = ()> + Send) {
     let events = Arc::new(Notify::new());
     let mut watcher = None;
     let mut complained = false;
-    let mut state = State { scanner: Scanner::new(dir.clone(), options.settle), store };
+    let mut state =
+        State { scanner: Scanner::new(dir.clone(), options.settle), store, said: BTreeSet::new() };
     let mut shutdown = pin!(shutdown);
     loop {
         if watcher.is_none() {
@@ -118,7 +123,20 @@ fn step(state: &mut State) -> std::io::Result<Option<Duration>> {
         store.set_synced();
     }
     store.publish();
+    // Before everything has been read, objects may seem to miss what stands in the next file.
+    if scan.complete && (!scan.taken.is_empty() || !scan.removed.is_empty()) {
+        say(&state.store.reader().now(), &mut state.said);
+    }
     Ok(scan.wait)
+}
+
+/// Logs each error once, when it appears: what cannot be read is in force in its last good form, or not at all.
+fn say(snapshot: &Snapshot, said: &mut BTreeSet<Diagnostic>) {
+    let errors: BTreeSet<_> = snapshot.diagnostics().into_iter().filter(Diagnostic::is_error).collect();
+    for error in errors.difference(said) {
+        tracing::warn!("{error:#}");
+    }
+    *said = errors;
 }
 
 fn watch(dir: &std::path::Path, events: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
@@ -133,4 +151,29 @@ fn watch(dir: &std::path::Path, events: &Arc<Notify>) -> Option<notify::Recommen
     .ok()?;
     watcher.watch(dir, RecursiveMode::Recursive).ok()?;
     Some(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_said_when_it_appears_and_again_only_after_it_was_gone() {
+        let reader = |text: &str| {
+            let mut store = Store::new();
+            store.set_file("x.yaml", SystemTime::UNIX_EPOCH, text);
+            store.set_synced();
+            store.publish();
+            store.reader().now()
+        };
+        let broken =
+            reader("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: no}\nspec: {}\n");
+        let mended = reader("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n");
+        let mut said = BTreeSet::new();
+        for (snapshot, standing) in [(&broken, 1), (&broken, 1), (&mended, 0), (&broken, 1)] {
+            say(snapshot, &mut said);
+            assert_eq!(said.len(), standing, "{said:?}");
+        }
+        assert!(said.iter().any(|error| format!("{error:#}").contains("x.yaml:3")), "{said:?}");
+    }
 }
