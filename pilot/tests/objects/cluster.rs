@@ -2,13 +2,51 @@
 
 use crate::{Case, Is};
 use libtest_mimic::Failed;
+use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+/// Names the kubeconfig of a cluster that tests have for themselves, as for the other suites.
+const VARIABLE: &str = "CREMA_TEST_KUBECONFIG";
+
+/// Runs this program again with the test cluster as `KUBECONFIG`, which kubectl and pilot's own client read; its exit code, or `None` when
+/// there is nothing to change.
+pub fn again_with_the_test_cluster() -> Option<i32> {
+    let test: OsString = std::env::var_os(VARIABLE)?;
+    if std::env::var_os("KUBECONFIG").as_ref() == Some(&test) {
+        return None;
+    }
+    let mut again = Command::new(std::env::current_exe().ok()?);
+    again.args(std::env::args_os().skip(1)).env("KUBECONFIG", &test);
+    let status = again.status().ok()?;
+    Some(status.code().unwrap_or(101))
+}
+
+/// kubectl: `$KUBECTL`, that of the path, or the one that `../shared/cluster` has built.
+fn kubectl() -> OsString {
+    let cached = || {
+        let cache = std::env::var_os("CLUSTER_CACHE").map(PathBuf::from);
+        let cache =
+            cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/crema-cluster")))?;
+        let path = cache.join("bin/kubectl");
+        path.is_file().then(|| path.into_os_string())
+    };
+    let on_path = Command::new("kubectl").arg("version").arg("--client").output().is_ok();
+    std::env::var_os("KUBECTL")
+        .or_else(|| if on_path { None } else { cached() })
+        .unwrap_or_else(|| OsString::from("kubectl"))
+}
+
+fn definitions() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds")
+}
 
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    kubectl: String,
+    kubectl: OsString,
+    /// Whether the definitions are here because of this run.
+    brought: bool,
     /// Whether pilot's webhook refuses there.
     pub webhook: bool,
     /// Whether the manifest's object for the webhook is there.
@@ -16,27 +54,50 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster of `KUBECONFIG`, or why there is none.
+    /// The cluster of `KUBECONFIG`, or why there is none. A test cluster without our definitions gets them.
     pub fn find() -> Result<Self, String> {
         if std::env::var_os("KUBECONFIG").is_none() {
-            return Err("no KUBECONFIG".to_owned());
+            return Err(format!("no {VARIABLE}"));
         }
-        let kubectl = std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
-        let mut cluster = Self { kubectl, webhook: false, installed: false };
-        let get = cluster
-            .run(&["get", "crd", "virtualservices.networking.istio.io", "rules.config.istio.io"], None);
-        match get {
-            Err(e) => return Err(format!("no kubectl: {e}")),
-            Ok(out) if !out.status.success() => {
+        let mut cluster = Self { kubectl: kubectl(), brought: false, webhook: false, installed: false };
+        let there = cluster
+            .run(&["get", "crd", "virtualservices.networking.istio.io", "rules.config.istio.io"], None)
+            .map_err(|e| format!("no kubectl: {e}"))?;
+        if !there.status.success() {
+            if std::env::var_os(VARIABLE).is_none() || std::env::args().any(|a| a == "--list") {
                 return Err("the cluster has no definitions of deploy/crds".to_owned());
             }
-            Ok(_) => {}
+            cluster.bring()?;
         }
         match cluster.failure_policy() {
             None => {}
             Some(policy) => (cluster.installed, cluster.webhook) = (true, policy == "Fail"),
         }
         Ok(cluster)
+    }
+
+    fn bring(&mut self) -> Result<(), String> {
+        let files = definitions();
+        let files = files.to_string_lossy();
+        for args in [
+            &["apply", "--server-side", "-f", &files][..],
+            &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
+        ] {
+            let out = self.run(args, None).map_err(|e| format!("no kubectl: {e}"))?;
+            if !out.status.success() {
+                return Err(format!("deploy/crds: {}", String::from_utf8_lossy(&out.stderr).trim()));
+            }
+        }
+        self.brought = true;
+        Ok(())
+    }
+
+    /// Takes back what this run has brought.
+    pub fn leave(&self) {
+        if self.brought {
+            let files = definitions();
+            let _ = self.run(&["delete", "--ignore-not-found", "-f", &files.to_string_lossy()], None);
+        }
     }
 
     /// What the API server does when pilot does not answer; empty when there is no webhook yet.

@@ -1,7 +1,7 @@
 //! What becomes of objects, as data: judged by pilot's webhook, and by a real API server with our definitions.
 //!
-//! The second half needs `KUBECONFIG` of a cluster with `deploy/crds` applied, and `kubectl`; without them its tests
-//! show as ignored with the reason. Where no mesh is installed, this program serves the webhook while it runs.
+//! The second half needs `CREMA_TEST_KUBECONFIG` (it brings `deploy/crds` and takes them back), or `KUBECONFIG` of a cluster that has them;
+//! without, its tests show as ignored with the reason. Where no mesh is installed, this program serves the webhook while it runs.
 
 mod cluster;
 mod webhook;
@@ -67,6 +67,9 @@ impl Case {
 }
 
 fn main() {
+    if let Some(code) = cluster::again_with_the_test_cluster() {
+        std::process::exit(code);
+    }
     let cases: Vec<Case> = serde_saphyr::from_str(OBJECTS).expect("the table is as its head says");
     assert!(cases.len() >= 150, "only {} objects", cases.len());
     let mut cluster = Cluster::find();
@@ -104,6 +107,9 @@ fn main() {
     });
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     drop(webhook);
+    if let Ok(cluster) = &cluster {
+        cluster.leave();
+    }
     conclusion.exit();
 }
 
