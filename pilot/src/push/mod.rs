@@ -68,6 +68,10 @@ pub struct ClientStatus {
 /// The maps that were merged last, and the result.
 type Memory = Option<(Vec<Arc<Resources>>, Arc<Resources>)>;
 
+/// How long a gateway with a certificate is not served before its pod is known. A cluster says where a pod is a moment after it runs; until
+/// then pilot cannot tell which of its ports the Service's are, and a gateway that opened the wrong ones would call itself ready.
+const POD_PATIENCE: Duration = Duration::from_secs(5);
+
 struct Client {
     claim: Claim,
     peer: Peer,
@@ -75,6 +79,8 @@ struct Client {
     tx: watch::Sender<Option<Arc<Catalog>>>,
     board: Board,
     since: SystemTime,
+    /// Until when its pod may stay unknown.
+    patience: tokio::time::Instant,
     own: Option<Arc<Encoded>>,
     merged: [Memory; 6],
 }
@@ -229,7 +235,28 @@ impl Pusher {
     }
 }
 
+impl Client {
+    /// Whether its ports depend on a pod that should exist: a gateway of the mesh.
+    fn has_a_pod(&self) -> bool {
+        self.claim.role == Role::Router && self.peer.identity.is_some()
+    }
+
+    /// Whether it is better served a little later: see [`POD_PATIENCE`].
+    fn waits_for_its_pod(&self, model: &Model) -> bool {
+        let pod = model.workload(&self.claim.namespace, &self.claim.name);
+        let known = pod.is_some_and(|pod| !pod.addresses.is_empty());
+        self.own.is_none() && self.has_a_pod() && !known && tokio::time::Instant::now() < self.patience
+    }
+}
+
 impl State {
+    /// Serves a client whose patience has ended before its pod came.
+    fn serve_unserved(&mut self, stream: u64) {
+        if self.clients.get(&stream).is_some_and(|client| client.own.is_none()) {
+            self.serve(stream);
+        }
+    }
+
     /// Makes the catalog of one client and hands it out. A client that may not be who it says is dropped, which ends
     /// its stream.
     fn serve(&mut self, stream: u64) {
@@ -242,6 +269,10 @@ impl State {
                 return;
             }
         };
+        if client.waits_for_its_pod(&translator.model) {
+            self.clients.insert(stream, client);
+            return;
+        }
         let outline = translator.outline(&proxy);
         let clusters = match self.shared.clusters.get(&outline.clusters) {
             Some(made) => made.clone(),
@@ -342,12 +373,22 @@ impl Directory for Pusher {
             tx,
             board: board.clone(),
             since: SystemTime::now(),
+            patience: tokio::time::Instant::now() + POD_PATIENCE,
             own: None,
             merged: Default::default(),
         };
         state.clients.insert(stream, client);
         state.serve(stream);
+        let unserved =
+            state.clients.get(&stream).is_some_and(|client| client.own.is_none() && client.has_a_pod());
         drop(state);
+        if unserved {
+            let pusher = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(POD_PATIENCE).await;
+                pusher.lock().serve_unserved(stream);
+            });
+        }
         Ok(Attached { catalogs, board, guard: Box::new(Leave { pusher: self.clone(), stream }) })
     }
 }

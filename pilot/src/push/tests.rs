@@ -191,3 +191,25 @@ fn a_stream_that_ends_leaves_the_table() {
     drop(attached);
     assert!(pusher.clients().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_is_served_once_its_pod_is_known_or_after_some_seconds() {
+    let gateway = node("router~10.1.0.9~gw-1.default~default.svc.cluster.local", &[]);
+    let pusher = Pusher::new();
+    pusher.push(snapshot(&shop()));
+    let open = |attached: &Attached| attached.catalogs.borrow().is_some();
+    let attach = || pusher.attach(&gateway, &certified("default", "gw")).expect("allowed");
+    let (early, plain) = (attach(), pusher.attach(&gateway, &Peer::default()).expect("allowed"));
+    assert!(!open(&early), "its pod is not known yet");
+    assert!(open(&plain), "who has no certificate may have no pod");
+    pusher.push(snapshot(&(shop() + &pod("gw-1", "gw", "v1", ""))));
+    assert!(!open(&early), "its pod has no address yet");
+    pusher.push(snapshot(&(shop() + &pod("gw-1", "gw", "v1", "10.1.0.9"))));
+    assert!(open(&early));
+    pusher.push(snapshot(&shop()));
+    assert!(open(&early), "who has been served goes on being served");
+    let alone = attach();
+    assert!(!open(&alone));
+    tokio::time::sleep(POD_PATIENCE + Duration::from_millis(1)).await;
+    assert!(open(&alone), "without a pod for long it is served as it says it is");
+}
