@@ -70,7 +70,7 @@ async fn played(world: &World) -> anyhow::Result<Seen> {
         plain.map_or_else(|_| "reset".to_owned(), |r| r.status.to_string())
     ));
     // On a port that services of the mesh have, the mesh speaks HTTP and can say no; on another it can only hang up.
-    for (port, refusal) in [(80, "502"), (4567, "reset")] {
+    for (port, refusal) in [(80, "502"), (4567, "hung up")] {
         let [open, closed, again] = unknown(world, port, refusal).await?;
         good &= (open.as_str(), closed.as_str(), again.as_str()) == ("200", refusal, "200");
         text.push(format!(
@@ -80,14 +80,19 @@ async fn played(world: &World) -> anyhow::Result<Seen> {
     Ok(Seen::new(good, text.join("; ")))
 }
 
-/// What is answered in the end, a status or `reset`: names and endpoints need a moment.
+/// What is answered in the end, a status or `hung up`: names and endpoints need a moment.
 async fn settled(from: &std::sync::Arc<Agent>, url: &str, wanted: &str) -> String {
     let mut last = String::new();
     for _ in 0..40 {
         last = match from.get(url).send().await {
             Ok(reply) => reply.status.to_string(),
-            Err(error) if format!("{error:#}").contains("reset by peer") => "reset".to_owned(),
-            Err(error) => format!("{error:#}"),
+            Err(error) => {
+                // Whether a reset or the end is seen first is a matter of timing.
+                let text = format!("{error:#}");
+                let hung_up =
+                    text.contains("reset by peer") || text.contains("closed before message completed");
+                if hung_up { "hung up".to_owned() } else { text }
+            }
         };
         if last == wanted {
             break;
