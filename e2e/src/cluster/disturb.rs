@@ -41,7 +41,7 @@ pub struct Disturbance {
 pub enum Senders {
     /// Agents that this suite talks to with `kubectl exec`: for as long as it takes.
     Agents,
-    /// Pods that send for [`ALONE`] and write down what came of it: for what `kubectl exec` does not survive.
+    /// Pods that send for `ALONE` and write down what came of it: for what `kubectl exec` does not survive.
     Alone,
 }
 
